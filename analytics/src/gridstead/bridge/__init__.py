@@ -1,0 +1,1 @@
+"""The bridge: moves the broker's queues to Kafka topics, at least once."""

@@ -1,0 +1,188 @@
+"""A small STOMP client: transactions with receipts, durable subscriptions, and queue depths by management message."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import queue
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import stomp
+
+from gridstead.config import StompClient
+
+_numbers = itertools.count(1)
+logging.getLogger("stomp.py").setLevel(logging.CRITICAL)  # what it would log comes as BrokerError
+
+
+class BrokerError(ConnectionError):
+    """The broker cannot be reached, went away, or refused a frame."""
+
+
+class Message(NamedTuple):
+    """A received message: headers, and the body in bytes."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _Inbox(stomp.ConnectionListener):
+    """Sorts what the broker sends: messages, receipts and errors."""
+
+    def __init__(self) -> None:
+        self.messages: queue.Queue[Message] = queue.Queue()
+        self.changed = threading.Condition()
+        self.receipts: set[str] = set()
+        self.problem: str | None = None
+
+    def on_message(self, frame: Any) -> None:
+        body = frame.body if isinstance(frame.body, bytes) else str(frame.body or "").encode()
+        self.messages.put(Message(dict(frame.headers), body))
+
+    def on_receipt(self, frame: Any) -> None:
+        with self.changed:
+            self.receipts.add(frame.headers.get("receipt-id", ""))
+            self.changed.notify_all()
+
+    def on_error(self, frame: Any) -> None:
+        body = frame.body if isinstance(frame.body, str) else (frame.body or b"").decode(errors="replace")
+        self._end(" ".join(f"{frame.headers.get('message', '')} {body}".split())[:500] or "refused")
+
+    def on_disconnected(self) -> None:
+        self._end("the connection was lost")
+
+    def _end(self, problem: str) -> None:
+        with self.changed:
+            self.problem = self.problem or problem
+            self.changed.notify_all()
+
+
+class Broker:
+    """One STOMP 1.2 connection. Every call that changes something waits for the broker's receipt."""
+
+    def __init__(self, settings: StompClient, *, client_id: str | None = None, timeout_s: float = 30.0) -> None:
+        """Connect; raises BrokerError. ``client_id`` is needed for durable subscriptions."""
+        self._timeout_s = timeout_s
+        self._inbox = _Inbox()
+        self._connection = stomp.Connection12(
+            list(settings.hosts),
+            reconnect_attempts_max=1,
+            timeout=timeout_s,
+            auto_decode=False,
+            auto_content_length=False,
+            try_loopback_connect=False,
+        )
+        self._connection.set_listener("inbox", self._inbox)
+        headers = {"client-id": client_id} if client_id else {}
+        try:
+            self._connection.connect(settings.username, settings.password, wait=True, headers=headers)
+        except (stomp.exception.StompException, OSError) as error:
+            where = ", ".join(f"{host}:{port}" for host, port in settings.hosts)
+            reason = self._inbox.problem or str(error) or "connection refused"
+            raise BrokerError(f"{where}: {reason}") from error
+
+    def __enter__(self) -> Broker:
+        """Return itself, connected."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Disconnect."""
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect, without waiting for anything that is on its way."""
+        try:
+            self._connection.disconnect(receipt=None)
+        except (stomp.exception.StompException, OSError):
+            pass
+
+    def send(self, queue_name: str, bodies: Sequence[bytes], headers: Mapping[str, str] | None = None) -> None:
+        """Send persistent messages in one transaction; returns when the broker has committed it. Raises BrokerError."""
+        transaction = f"gridstead-{next(_numbers)}"
+        common = {"persistent": "true", "destination-type": "ANYCAST", **(headers or {})}
+        receipt = _new_receipt()
+        try:
+            self._connection.begin(transaction=transaction)
+            for body in bodies:
+                self._connection.send(
+                    queue_name, body, transaction=transaction, **common, **{"content-length": str(len(body))}
+                )
+            self._connection.commit(transaction=transaction, receipt=receipt)
+        except (stomp.exception.StompException, OSError) as error:
+            raise BrokerError(self._inbox.problem or str(error) or type(error).__name__) from error
+        self._wait(receipt)
+
+    def publish(self, topic: str, bodies: Iterable[bytes]) -> None:
+        """Send persistent messages to every subscription of an address. Raises BrokerError."""
+        self.send(topic, list(bodies), {"destination-type": "MULTICAST"})
+
+    def subscribe(self, destination: str, *, durable_name: str | None = None, **headers: str) -> str:
+        """Subscribe and return the subscription's id; with ``durable_name`` it outlives the connection."""
+        identifier = durable_name or f"gridstead-{next(_numbers)}"
+        if durable_name:
+            headers |= {"durable-subscription-name": durable_name, "subscription-type": "MULTICAST"}
+        receipt = _new_receipt()
+        try:
+            self._connection.subscribe(destination, identifier, ack="client-individual", receipt=receipt, **headers)
+        except (stomp.exception.StompException, OSError) as error:
+            raise BrokerError(self._inbox.problem or str(error)) from error
+        self._wait(receipt)
+        return identifier
+
+    def unsubscribe(self, identifier: str, *, durable: bool = False) -> None:
+        """End a subscription; a durable one is deleted, with what it still holds."""
+        extra = {"durable-subscription-name": identifier} if durable else {}
+        receipt = _new_receipt()
+        self._connection.unsubscribe(identifier, receipt=receipt, **extra)
+        self._wait(receipt)
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """Return the next message and acknowledge it; None where none comes in time."""
+        try:
+            message = self._inbox.messages.get(timeout=timeout_s)
+        except queue.Empty:
+            if self._inbox.problem:
+                raise BrokerError(self._inbox.problem) from None
+            return None
+        if "ack" in message.headers:
+            self._connection.ack(message.headers["ack"])
+        return message
+
+    def manage(self, resource: str, *, attribute: str = "", operation: str = "", arguments: Sequence[Any] = ()) -> Any:
+        """Ask the broker's management for an attribute or an operation's result; raises BrokerError if it refuses."""
+        reply_to = f"reply.gridstead.{uuid.uuid4().hex}"
+        identifier = self.subscribe(reply_to, **{"subscription-type": "ANYCAST"})
+        headers = {"_AMQ_ResourceName": resource, "reply-to": reply_to}
+        headers |= {"_AMQ_OperationName": operation} if operation else {"_AMQ_Attribute": attribute}
+        # Without a content length the broker takes the body as text, which its management wants.
+        self._connection.send("activemq.management", json.dumps(list(arguments)), **headers)
+        reply = self.receive(self._timeout_s)
+        self.unsubscribe(identifier)
+        if reply is None:
+            raise BrokerError(f"the broker's management gave no answer about {resource}")
+        text = reply.body.decode("utf-8", errors="replace")
+        if reply.headers.get("_AMQ_OperationSucceeded") != "true":
+            raise BrokerError(f"the broker's management refused {resource}: {text[:300]}")
+        values = json.loads(text or "null")
+        return values[0] if isinstance(values, list) and values else values
+
+    def depth(self, queue_name: str) -> int:
+        """Count the messages in a queue, with those delivered and not yet acknowledged. Raises BrokerError."""
+        return int(self.manage(f"queue.{queue_name}", attribute="messageCount"))
+
+    def _wait(self, receipt: str) -> None:
+        inbox = self._inbox
+        with inbox.changed:
+            answered = inbox.changed.wait_for(lambda: receipt in inbox.receipts or inbox.problem, self._timeout_s)
+            if receipt in inbox.receipts:
+                inbox.receipts.discard(receipt)
+                return
+        raise BrokerError(inbox.problem if answered and inbox.problem else f"no receipt within {self._timeout_s:g} s")
+
+
+def _new_receipt() -> str:
+    return f"receipt-{next(_numbers)}"

@@ -1,0 +1,99 @@
+"""Running spark-submit from the command line: its log goes on to standard error line by line, its answer is kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from gridstead.cli.session import EXIT_UNREACHABLE, Failure
+from gridstead.config import Config
+from gridstead.hdfs import HdfsError
+from gridstead.release import ReleaseError, releases, spark_environment
+
+_KEPT_LINES = 40
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run of spark-submit ended: exit code, the lines it printed, and the last lines of its log."""
+
+    code: int
+    printed: tuple[str, ...]
+    log: tuple[str, ...]
+
+    def answer(self) -> Any:
+        """Return the last line printed that is a JSON object, None where there is none."""
+        for line in reversed(self.printed):
+            if line.startswith("{"):
+                try:
+                    return json.loads(line)
+                except ValueError:
+                    continue
+        return None
+
+
+def chosen_version(config: Config, version: str | None, master: str) -> str | None:
+    """Return the release to run: the one asked for, else the current one; None where YARN is not used."""
+    if version or master != "yarn":
+        return version
+    try:
+        current = releases(config).current()
+    except HdfsError as error:
+        raise Failure(str(error), "gridstead doctor", EXIT_UNREACHABLE) from error
+    if current is None:
+        raise Failure(f"no release is in use under {config.release.root} on HDFS", "gridstead release publish")
+    return current
+
+
+def run(config: Config, command: Sequence[str], on_log: Callable[[str], None], on_print: Callable[[str], None]) -> Run:
+    """Run spark-submit and hand on each line of its log and of its output as it comes.
+
+    An interrupt reaches the child too (same terminal); this waits until it has ended and lets the interrupt go on.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            env=spark_environment(config),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise Failure(f"{command[0]} does not start: {error.strerror}", "make up") from error
+    log: list[str] = []
+    printed: list[str] = []
+    assert process.stdout is not None and process.stderr is not None
+    reader = threading.Thread(target=_follow, args=(process.stderr, log, on_log, _KEPT_LINES))
+    reader.start()
+    try:
+        _follow(process.stdout, printed, on_print, None)
+        code = process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+        raise
+    finally:
+        reader.join(5)
+    return Run(code, tuple(printed), tuple(log))
+
+
+def refused(error: ReleaseError) -> Failure:
+    """Make the Failure for a release that cannot be used."""
+    return Failure(str(error), "gridstead release list")
+
+
+def _follow(stream: IO[str], lines: list[str], tell: Callable[[str], None], keep: int | None) -> None:
+    for line in stream:
+        text = line.rstrip("\n")
+        lines.append(text)
+        if keep is not None:
+            del lines[:-keep]
+        tell(text)

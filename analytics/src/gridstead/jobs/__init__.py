@@ -1,0 +1,1 @@
+"""Spark applications: the stream, and the batch over a range of days."""

@@ -1,0 +1,74 @@
+"""What the Spark applications share: the session, and how to reach Kafka from the JVM."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+
+from pyspark.sql import SparkSession
+
+
+def log_to_stderr() -> None:
+    """Log lines of note to stderr, one a line with ISO time in UTC."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S", force=True,
+    )  # fmt: skip
+    logging.Formatter.converter = staticmethod(_utc)  # type: ignore[assignment]
+    for noisy in ("elastic_transport", "elasticsearch", "py4j"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _utc(seconds: float | None = None) -> object:
+    import time
+
+    return time.gmtime(seconds)
+
+
+def session(name: str, master: str, settings: Mapping[str, str]) -> SparkSession:
+    """A Spark session in UTC; ``settings`` are defaults that spark-submit and spark-defaults.conf override.
+
+    ``master`` is such a default too.
+    """
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()  # only then does SparkConf hold what spark-submit and spark-defaults.conf said
+    conf = SparkConf()
+    conf.setIfMissing("spark.app.name", name)
+    conf.setIfMissing("spark.master", master)
+    for key, value in settings.items():
+        conf.setIfMissing(key, value)
+    conf.set("spark.sql.session.timeZone", "UTC")
+    return SparkSession.builder.config(conf=conf).getOrCreate()
+
+
+_JAVA_NAMES = {"sasl.mechanisms": "sasl.mechanism"}
+_SAME = ("bootstrap.servers", "security.protocol", "sasl.mechanism", "client.id")
+
+
+def kafka_source_options(client: Mapping[str, str]) -> dict[str, str]:
+    """Translate a librdkafka client file into options of Spark's Kafka source (prefix ``kafka.``).
+
+    Known: bootstrap.servers, security.protocol, sasl.mechanism(s) PLAIN and SCRAM with sasl.username and sasl.password,
+    ssl.ca.location (a PEM file). Settings of librdkafka alone are left out.
+    """
+    options: dict[str, str] = {}
+    for name, value in client.items():
+        java = _JAVA_NAMES.get(name, name)
+        if java in _SAME:
+            options[f"kafka.{java}"] = value
+    if client.get("ssl.ca.location"):
+        options["kafka.ssl.truststore.type"] = "PEM"
+        options["kafka.ssl.truststore.location"] = client["ssl.ca.location"]
+    if client.get("sasl.username"):
+        mechanism = options.get("kafka.sasl.mechanism", "PLAIN")
+        module = "scram.ScramLoginModule" if mechanism.startswith("SCRAM") else "plain.PlainLoginModule"
+        user, password = (
+            client.get(f"sasl.{name}", "").replace("\\", "\\\\").replace('"', '\\"')
+            for name in ("username", "password")
+        )
+        options["kafka.sasl.jaas.config"] = (
+            f'org.apache.kafka.common.security.{module} required username="{user}" password="{password}";'
+        )
+    return options
