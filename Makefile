@@ -1,0 +1,67 @@
+# Gridstead: `make help` lists what there is.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+export GRIDSTEAD_BUNDLE := $(abspath $(or $(GRIDSTEAD_BUNDLE),bundle))
+export PATH := $(abspath .venv/bin):$(PATH)
+export ANSIBLE_CONFIG := $(abspath ansible.cfg)
+GRIDSTEAD_ROOT ?= $(if $(filter 0,$(shell id -u)),/var/lib/gridstead-local,$(HOME)/.gridstead)
+export GRIDSTEAD_ROOT
+GRIDSTEAD := $(GRIDSTEAD_ROOT)/opt/gridstead/bin/gridstead
+INVENTORY ?= inventories/local
+PLAYBOOK = ansible-playbook -i $(INVENTORY)
+PYTEST = python -m pytest --junit-xml=build/$@.xml
+
+help: ## What there is
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\n  Settings: GRIDSTEAD_ROOT (now %s), GRIDSTEAD_PORT_OFFSET (0, 1000, 2000 or 3000),\n  GRIDSTEAD_SIZE (small, medium, large), GRIDSTEAD_BUNDLE, INVENTORY.\n' '$(GRIDSTEAD_ROOT)'
+
+up: bundle ## Install and start everything on this machine, run the main job, show the answer
+	$(PLAYBOOK) playbooks/site.yml
+	@tools/first-answer.sh $(GRIDSTEAD)
+
+bundle: bootstrap ## Resolve and verify every server and library once
+	@python tools/bundle.py build
+
+bootstrap:
+	@tools/bootstrap.sh
+
+down: bootstrap ## Stop everything; the data stays
+	$(PLAYBOOK) playbooks/down.yml
+
+clean: bootstrap ## Stop everything and delete the appliance with its data, after asking
+	@$(PLAYBOOK) playbooks/clean.yml
+
+status: ## Every service, its health, and the lag of each stage
+	@$(GRIDSTEAD) status
+
+report: ## The transfer statistics
+	@$(GRIDSTEAD) report
+
+replay: ## Replay FILE="…" (JSON lines of events, or captured packets) through the pipeline
+	@$(GRIDSTEAD) replay $(or $(FILE),$(error say what to replay: make replay FILE=path)) --wait
+
+smoke: bootstrap ## Prove that every server works and that events come out exactly
+	@mkdir -p build
+	@$(GRIDSTEAD) smoke --junit build/smoke.xml
+
+bench: test-environment ## Measure the bridge on the running appliance; writes build/bench/*.json
+	@python tests/bench/bench_bridge.py --config $(GRIDSTEAD_ROOT)/etc/gridstead/gridstead.toml --output build/bench
+
+test-environment: bundle
+	@tools/test-environment.sh
+
+lint: test-environment ## Every linter
+	ruff check .
+	yamllint --strict .
+	ansible-lint --offline
+	shellcheck .ci/run tools/*.sh
+	mypy
+
+test: lint ## Every test that fits this machine's time: unit, roles, integration, faults
+	@mkdir -p build
+	$(PYTEST)
+
+lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in
+	@tools/lock.sh
+
+.PHONY: help up bundle bootstrap down clean status report replay smoke bench test-environment lint test lock
