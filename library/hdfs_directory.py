@@ -58,7 +58,11 @@ def call(module, method, path, operation, **query):
 
 def main():
     """Entry point of the module."""
-    directory = {"path": {"type": "str", "required": True}, "owner": {"type": "str", "required": True}, "mode": {"type": "str", "default": "755"}}
+    directory = {
+        "path": {"type": "str", "required": True},
+        "owner": {"type": "str", "required": True},
+        "mode": {"type": "str", "default": "755"},
+    }
     module = AnsibleModule(
         argument_spec={
             "namenode": {"type": "str", "required": True},

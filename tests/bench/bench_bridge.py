@@ -31,7 +31,7 @@ import record
 from gridstead.bridge.__main__ import EVENTS_WINDOW_BYTES, run, topics
 from gridstead.bridge.frames import FrameReader, encode
 from gridstead.bridge.mover import BATCH_BYTES, KEY_HEADER, LINGER_S
-from gridstead.bridge.sink import Sink
+from gridstead.bridge.sink import Sink, SinkError
 from gridstead.bridge.source import Source, SourceError
 from gridstead.collector.status import serve
 from gridstead.config import Config, ConfigError, kafka_client, load, stomp_client
@@ -244,7 +244,7 @@ def main() -> int:
         drain(config)
         results = [measure(worker, arguments, config) for worker in WORKERS]
         delete_topics(config)
-    except (ConfigError, SourceError, KafkaException) as error:
+    except (ConfigError, SourceError, SinkError, KafkaException) as error:
         print(f"bench_bridge: {error}: is the appliance up? `gridstead status`", file=sys.stderr)
         return 1
     for row in results:

@@ -104,7 +104,8 @@ def test_a_batch_is_readable_once_committed_and_says_what_it_holds(log: Log) -> 
     assert manifest.ranges == {"t": {0: (0, 4), 1: (0, 1)}} and manifest.positions == {"t": {0: 4, 1: 1}}
     assert [f.path.rsplit("/", 1)[0] for f in manifest.files] == [
         "events/source=access/date=2023-11-13", "events/source=access/date=2023-11-14",
-        "events/source=malformed/date=2023-11-20",        "events/source=xrootd/date=2023-11-14", "events/source=xrootd/date=2023-11-15",
+        "events/source=malformed/date=2023-11-20",
+        "events/source=xrootd/date=2023-11-14", "events/source=xrootd/date=2023-11-15",
     ]  # fmt: skip
     assert [offset for _, _, offset in log.read(DAY, DAY)] == [0, 1]
     assert len(log.read(DAY - dt.timedelta(days=1))) == 4

@@ -46,7 +46,8 @@ def test_the_fields_are_those_of_the_collector() -> None:
 
 def test_an_event_of_the_collector_arrives_field_by_field(spark: SparkSession) -> None:
     record = {"unique_id": "u-1", "file_lfn": "/störe/\n\"x", "server_host": "s", "end_time": 1_700_000_000,
-              "start_time": 1_699_999_000,              "read_bytes": 10, "file_size": 10, "vo": "cms", "user_dn": "/DC=org/CN=é"}  # fmt: skip
+              "start_time": 1_699_999_000,
+              "read_bytes": 10, "file_size": 10, "vo": "cms", "user_dn": "/DC=org/CN=é"}  # fmt: skip
     event = events.normalise(record, 1_700_000_001_000)
     (row,) = parse(spark, events.encode_event(event))
     assert {name: row[name] for name in EVENT.names} == event
@@ -91,7 +92,8 @@ def test_a_source_that_cannot_be_a_directory_becomes_other(spark: SparkSession, 
 def test_nothing_that_can_be_in_a_record_stops_the_stream(spark: SparkSession) -> None:
     values: list[bytes | None] = [
         None, b"", b"{", b"[]", b"[1]", b"null", b"1", b"\xff\xfe", b'{"a":' * 5000, b"[" * 100_000,
-        b'{"start_ms":' + b"9" * 5000 + b"}",        b"\x00" * 1000, b'{"vo": {"a": 1}}', b"x" * 2_000_000, json.dumps(GOOD).encode(),
+        b'{"start_ms":' + b"9" * 5000 + b"}",
+        b"\x00" * 1000, b'{"vo": {"a": 1}}', b"x" * 2_000_000, json.dumps(GOOD).encode(),
     ]  # fmt: skip
     rows = parse(spark, *values)
     assert len(rows) == len(values)

@@ -58,6 +58,7 @@ class Release:
 
     version: str
     files: tuple[ReleaseFile, ...]
+    build: str = ""  # what it was made from: the SHA-256 of the bundle's tarball, empty if unknown
 
     def to_json(self) -> str:
         """The content of release.json."""
@@ -68,7 +69,7 @@ class Release:
         """Read release.json; raises ReleaseError."""
         try:
             document = json.loads(text)
-            return Release(document["version"], tuple(ReleaseFile(**file) for file in document["files"]))
+            return Release(document["version"], tuple(ReleaseFile(**file) for file in document["files"]), document.get("build", ""))
         except (ValueError, KeyError, TypeError) as error:
             raise ReleaseError(f"release.json cannot be read ({error!r}): publish this version again") from error
 
@@ -115,7 +116,7 @@ def pack_environment(lib: Path, target: Path) -> Path:
     return target
 
 
-def build(lib: Path, out: Path, version: str, wheel: Path | None = None) -> Release:
+def build(lib: Path, out: Path, version: str, wheel: Path | None = None, build_id: str = "") -> Release:
     """Lay a release into ``out``: environment packed from ``lib``, the applications found in it, and the wheel if
     given.
 
@@ -140,7 +141,7 @@ def build(lib: Path, out: Path, version: str, wheel: Path | None = None) -> Rele
         if target.resolve() != wheel.resolve():
             target.write_bytes(wheel.read_bytes())
         files.append(target)
-    release = Release(version, tuple(sorted((_file(path) for path in files), key=lambda f: f.name)))
+    release = Release(version, tuple(sorted((_file(path) for path in files), key=lambda f: f.name)), build_id)
     (out / "release.json").write_text(release.to_json(), encoding="utf-8")
     return release
 
@@ -165,10 +166,11 @@ class Releases:
         self._shell = shell
         self._root = root.rstrip("/")
 
-    def publish(self, directory: Path, use: bool = True) -> bool:
+    def publish(self, directory: Path, use: bool = True, replace: bool = False) -> bool:
         """Upload what :func:`build` laid out, and make it the current one; false if the same was there already.
 
-        A version that is there with other content is refused (ReleaseError): raise the version instead.
+        A version that is there with other content is refused (ReleaseError): raise the version instead; or, while the
+        jobs are developed, ``replace`` it.
         """
         release = Release.from_json((directory / "release.json").read_text(encoding="utf-8"))
         for file in release.files:
@@ -176,17 +178,18 @@ class Releases:
                 raise ReleaseError(f"{directory / file.name} is not what release.json says: build the release again")
         target = f"{self._root}/{release.version}"
         changed = False
-        if self._shell.exists(f"{target}/release.json"):
-            if Release.from_json(self._shell.read(f"{target}/release.json")) != release:
-                raise ReleaseError(
-                    f"version {release.version} is on HDFS already ({target}) with other files: "
-                    "releases are never changed, raise the version"
-                )
-        else:
+        there = Release.from_json(self._shell.read(f"{target}/release.json")) if self._shell.exists(f"{target}/release.json") else None
+        if there is not None and there != release and not replace:
+            raise ReleaseError(
+                f"version {release.version} is on HDFS already ({target}) with other files: releases are never changed, raise the version"
+            )
+        if there != release:
             staging = f"{self._root}/.upload-{release.version}-{os.getpid()}"
             self._shell.remove(staging)
             self._shell.mkdirs(staging)
             self._shell.put([directory / name for name in (*[f.name for f in release.files], "release.json")], staging)
+            if there is not None:
+                self._shell.remove(target)
             self._shell.move(staging, target)
             changed = True
         if use and self.current() != release.version:

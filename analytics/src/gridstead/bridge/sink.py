@@ -166,12 +166,21 @@ def _make_topics(admin: AdminClient, wanted: Mapping[str, Topic], replication: i
 
 
 def _limits(admin: AdminClient, wanted: Mapping[str, Topic]) -> dict[str, int]:
-    """max.message.bytes of each topic."""
-    resources = [ConfigResource(ResourceType.TOPIC, name) for name in wanted]
-    limits = {}
-    for resource, answer in admin.describe_configs(resources, request_timeout=ADMIN_TIMEOUT_S).items():
+    """max.message.bytes of each topic. A topic made a moment ago may still be unknown to the broker asked."""
+    deadline = time.monotonic() + ADMIN_TIMEOUT_S
+    while True:
         try:
-            limits[resource.name] = int(answer.result(ADMIN_TIMEOUT_S)["max.message.bytes"].value)
-        except TimeoutError as error:
-            raise SinkError(f"Kafka: no settings of {resource.name} within {ADMIN_TIMEOUT_S:.0f} s") from error
-    return limits
+            return {name: _limit(admin, name) for name in wanted}
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _limit(admin: AdminClient, name: str) -> int:
+    resource = ConfigResource(ResourceType.TOPIC, name)
+    answer = admin.describe_configs([resource], request_timeout=ADMIN_TIMEOUT_S)[resource]
+    try:
+        return int(answer.result(2 * ADMIN_TIMEOUT_S)["max.message.bytes"].value)
+    except TimeoutError as error:
+        raise SinkError(f"Kafka: no settings of topic {name} within {2 * ADMIN_TIMEOUT_S:.0f} s") from error

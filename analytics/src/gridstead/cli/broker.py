@@ -50,7 +50,8 @@ class _Inbox(stomp.ConnectionListener):
 
     def on_error(self, frame: Any) -> None:
         body = frame.body if isinstance(frame.body, str) else (frame.body or b"").decode(errors="replace")
-        self._end(" ".join(f"{frame.headers.get('message', '')} {body}".split())[:500] or "refused")
+        text = frame.headers.get("message") or body or "refused"
+        self._end(" ".join(text.split())[:500])
 
     def on_disconnected(self) -> None:
         self._end("the connection was lost")

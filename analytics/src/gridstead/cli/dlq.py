@@ -313,7 +313,7 @@ def _filter(source: str | None, pattern: str | None, places: tuple[str, ...]) ->
 
 def _tables(counts: Counter[tuple[str, str]], latest: list[Letter], replayed: int) -> RenderableType:
     if not counts:
-        return Text("No dead letters.")
+        return "No dead letters."
     title = f"{exact(sum(counts.values()))} dead letters, {exact(replayed)} of them replayed"
     reasons = Table(title=title, title_justify="left")
     reasons.add_column("count", justify="right")
@@ -338,11 +338,11 @@ def _preview(raw: bytes) -> str:
     return "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in head) + ("…" if len(raw) > len(head) else "")
 
 
-def _summary(counts: Counter[str], dry_run: bool) -> RenderableType:
+def _summary(counts: Counter[str], dry_run: bool) -> str:
     verb = "Would send" if dry_run else "Sent"
     text = f"{verb} {exact(counts['packets'])} packets and {exact(counts['messages'])} messages to their entrance."
     if counts["replayed_before"]:
         text += f" {exact(counts['replayed_before'])} were replayed before: --all sends them again."
     if counts["not_replayable"]:
         text += f" {exact(counts['not_replayable'])} cannot be sent: their raw bytes are cut or unreadable."
-    return Text(text)
+    return text

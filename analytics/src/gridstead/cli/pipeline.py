@@ -52,6 +52,11 @@ class Snapshot:
         return [f"{stage.name}: {stage.problem}" for stage in self.stages if stage.problem]
 
     @property
+    def holding(self) -> list[str]:
+        """What stages hold, and what could not be read."""
+        return [f"{stage.name} {stage.lag:,}" for stage in self.stages if stage.lag] + self.problems
+
+    @property
     def backlog(self) -> int | None:
         """Sum of all lags, None while one is unknown."""
         lags = [stage.lag for stage in self.stages]
@@ -88,8 +93,8 @@ def snapshot(config: Config) -> Snapshot:
 
 def wait_until_drained(
     config: Config, timeout_s: float, note: Callable[[Snapshot], None] = lambda snapshot: None
-) -> Snapshot | None:
-    """Wait until every stage has given on what it holds and served it; None where that takes longer than the timeout.
+) -> tuple[bool, Snapshot]:
+    """Wait until every stage has given on what it holds and served it: whether it did in time, and the last snapshot.
 
     Drained means: no lag anywhere, twice in a row with nothing moved in between. ``note`` is shown each snapshot.
     """
@@ -100,9 +105,9 @@ def wait_until_drained(
         note(now)
         if now.backlog == 0 and before is not None and before.backlog == 0 and before.marks == now.marks:
             refresh(config)
-            return now
+            return True, now
         if time.monotonic() > deadline:
-            return None
+            return False, now
         before = now
         time.sleep(1.0)
 

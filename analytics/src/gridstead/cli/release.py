@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import click
 from rich.table import Table
-from rich.text import Text
 
 from gridstead import __version__
 from gridstead.cli.session import EXIT_USAGE, Failure, Session, command, unreachable
@@ -37,7 +36,7 @@ def list_releases(session: Session) -> None:
     store = releases(session.config)
     versions, current = _try(lambda: (store.list(), store.current()))
     data = {"root": session.config.release.root, "current": current, "versions": versions}
-    session.emit(data, lambda: _table(versions, current) if versions else Text("No release. gridstead release publish"))
+    session.emit(data, lambda: _table(versions, current) if versions else "No release. gridstead release publish")
 
 
 @release.command(
@@ -61,7 +60,7 @@ def use_release(session: Session, version: str) -> None:
     before = _try(change)
     data = {"current": version, "before": before, "changed": before != version}
     text = f"{version} is in use already." if before == version else f"{version} is in use, was {before or 'none'}."
-    session.emit(data, lambda: Text(text))
+    session.emit(data, lambda: text)
 
 
 @release.command(
@@ -76,8 +75,10 @@ Examples:
     "--wheel", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Publish this wheel with it."
 )
 @click.option("--no-use", is_flag=True, help="Do not make it the current version.")
+@click.option("--build", "build_id", default="", metavar="ID", help="What it was made from; kept in release.json.")
+@click.option("--replace", is_flag=True, help="Replace a release of this version that has other content.")
 @command
-def publish_release(session: Session, wheel: Path | None, no_use: bool) -> None:
+def publish_release(session: Session, wheel: Path | None, no_use: bool, build_id: str, replace: bool) -> None:
     """Pack the libraries installed here and upload them as this version; nothing changes where it is there already."""
     config = session.config
     if not config.spark.pythonpath:
@@ -85,8 +86,8 @@ def publish_release(session: Session, wheel: Path | None, no_use: bool) -> None:
 
     def work() -> tuple[Release, bool]:
         with tempfile.TemporaryDirectory(prefix="gridstead-release-") as directory:
-            built = build(Path(config.spark.pythonpath), Path(directory), __version__, wheel)
-            return built, releases(config).publish(Path(directory), use=not no_use)
+            built = build(Path(config.spark.pythonpath), Path(directory), __version__, wheel, build_id)
+            return built, releases(config).publish(Path(directory), use=not no_use, replace=replace)
 
     built, changed = _try(work)
     data = {
@@ -95,7 +96,7 @@ def publish_release(session: Session, wheel: Path | None, no_use: bool) -> None:
         "files": [{"name": file.name, "sha256": file.sha256, "size": file.size} for file in built.files],
     }
     done = "published" if changed else "there already, unchanged"
-    session.emit(data, lambda: Text(f"{built.version}: {done} ({len(built.files)} files under {config.release.root})."))
+    session.emit(data, lambda: f"{built.version}: {done} ({len(built.files)} files under {config.release.root}).")
 
 
 def _try(work: Callable[[], T]) -> T:

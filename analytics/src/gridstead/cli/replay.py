@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.text import Text
 
 from gridstead.cli import recorded
 from gridstead.cli.broker import BrokerError
@@ -87,31 +86,33 @@ def replay(
             "seconds": round(meter.seconds, 3),
             "interrupted": interrupted,
         }
-        summary["drained"] = drain(session, timeout) if wait and not interrupted else None
-        session.emit(summary, lambda: Text(_sentence(summary)))
+        summary["drained"], holding = drain(session, timeout) if wait and not interrupted else (None, [])
+        session.emit(summary, lambda: _sentence(summary))
     if interrupted:
         sys.exit(EXIT_INTERRUPTED)
     if summary["drained"] is False:
-        raise not_drained(timeout)
+        raise not_drained(timeout, holding)
 
 
-def drain(session: Session, timeout_s: float) -> bool:
-    """Wait until the pipeline is drained, telling now and then what it still holds."""
-    shown = 0.0
+def drain(session: Session, timeout_s: float) -> tuple[bool, list[str]]:
+    """Wait until the pipeline is drained, telling now and then what it holds: whether it is, and what it held last."""
+    shown_at, shown = 0.0, ""
 
     def note(snapshot: Snapshot) -> None:
-        nonlocal shown
-        if time.monotonic() - shown > (1 if session.log.is_terminal else 10):
-            shown = time.monotonic()
-            holding = [f"{stage.name} {exact(stage.lag)}" for stage in snapshot.stages if stage.lag]
-            session.log.print("waiting: " + ", ".join(holding + snapshot.problems or ["nothing held"]))
+        nonlocal shown_at, shown
+        text = ", ".join(snapshot.holding)
+        if text and text != shown and time.monotonic() - shown_at > 2:
+            shown_at, shown = time.monotonic(), text
+            session.log.print(f"waiting: {text}", soft_wrap=True)
 
-    return wait_until_drained(session.config, timeout_s, note) is not None
+    done, last = wait_until_drained(session.config, timeout_s, note)
+    return done, last.holding
 
 
-def not_drained(timeout_s: float) -> Failure:
+def not_drained(timeout_s: float, holding: list[str]) -> Failure:
     """Make the Failure for a pipeline that still holds events after the timeout."""
     what = f"everything was sent, but not all of it is served after {human_seconds(timeout_s)}"
+    what += f" ({'; '.join(holding)})" if holding else " (events are still coming)"
     return Failure(what, "gridstead status    # shows the stage that lags", EXIT_FAILED)
 
 

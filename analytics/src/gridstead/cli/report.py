@@ -118,7 +118,7 @@ def to_csv(rows: list[Document], by: list[str], which: str) -> str:
 def to_terminal(rows: list[Document], by: list[str], limit: int) -> RenderableType:
     """Draw the matrix as a table and the series as a line and bars."""
     if not rows:
-        return Text("No statistics are served for this selection. Send some in: gridstead replay FILE --wait")
+        return "No statistics are served for this selection. Send some in: gridstead replay FILE --wait"
     return Group(_matrix_table(rows, by, limit), Text(), _series_table(rows))
 
 

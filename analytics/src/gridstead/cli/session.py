@@ -93,11 +93,15 @@ class Session:
         return make_console(stderr=True)
 
     def emit(self, data: Any, human: Callable[[], RenderableType]) -> None:
-        """Print a result: ``data`` as one JSON document under --json, else what ``human`` returns."""
+        """Print a result: ``data`` as one JSON document under --json, else what ``human`` returns (text unbroken)."""
         if self.as_json:
             click.echo(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=False))
+            return
+        shown = human()
+        if isinstance(shown, str):
+            click.echo(shown)
         else:
-            self.console.print(human())
+            self.console.print(shown)
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import click
-from rich.text import Text
 
 from gridstead import simulate as generator
 from gridstead.cli.broker import BrokerError
@@ -87,7 +86,7 @@ def simulate(
     if not send:
         summary |= _write(source, packets, output, as_json=session.as_json)
         if output:
-            session.emit(summary, lambda: Text(_sentence(summary)))
+            session.emit(summary, lambda: _sentence(summary))
         else:
             session.log.print(json.dumps(summary) if session.as_json else _sentence(summary))
         return
@@ -108,10 +107,10 @@ def simulate(
     except BrokerError as error:
         raise unreachable("The broker", error, "activemq") from error
     summary |= {"messages": meter.messages, "bytes": meter.bytes, "refused": getattr(source, "refused", 0)}
-    summary["drained"] = drain(session, timeout) if wait else None
-    session.emit(summary, lambda: Text(_sentence(summary)))
+    summary["drained"], holding = drain(session, timeout) if wait else (None, [])
+    session.emit(summary, lambda: _sentence(summary))
     if summary["drained"] is False:
-        raise not_drained(timeout)
+        raise not_drained(timeout, holding)
 
 
 def _source(packets: bool, seed: int, events: int, begin: int, span_s: int, fractions: dict[str, float]) -> Any:

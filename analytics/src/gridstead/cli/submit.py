@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import click
-from rich.text import Text
 
 from gridstead.cli import sparkrun
 from gridstead.cli.session import EXIT_FAILED, EXIT_USAGE, Failure, Session, command
@@ -59,7 +58,7 @@ def submit(
     except ReleaseError as error:
         raise sparkrun.refused(error) from error
     if dry_run:
-        session.emit({"command": line, "release": used}, lambda: Text(shlex.join(line)))
+        session.emit({"command": line, "release": used}, lambda: shlex.join(line))
         return
     begun = time.monotonic()
     run = sparkrun.run(
@@ -71,7 +70,7 @@ def submit(
     seconds = time.monotonic() - begun
     summary = {"job": job, "release": used, "exit_code": run.code, "seconds": round(seconds, 1), "answer": run.answer()}
     if session.as_json:
-        session.emit(summary, Text)
+        session.emit(summary, str)
     if run.code != 0:
         what = f"{job} failed with exit code {run.code} after {human_seconds(seconds)}; its log says why"
         raise Failure(what, "gridstead doctor", EXIT_FAILED)

@@ -249,7 +249,7 @@ class Sender(_Reconnecting):
 
     def _send(self, link: _Link, batch: Sequence[Row]) -> None:
         self._number += 1
-        transaction, receipt = f"t{self._number}", f"r{self._number}"
+        transaction, receipt = "batch", f"r{self._number}"  # Artemis keeps a session for each id it has seen
         link.write(frame("BEGIN", {"transaction": transaction}))
         pieces: list[bytes] = []
         size = 0

@@ -1,0 +1,197 @@
+"""The running embedded appliance as tests see it: commands, processes, documents."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gridstead import events, xrootd
+from oracle import distinct, oracle_transfer_statistics
+
+ROOT = Path(__file__).resolve().parents[1]
+CAPTURE = ROOT.parent / "shared" / "data" / "xrootd" / "shoveler_use_case.jsonl"
+SERVICES = (
+    "hdfs-namenode hdfs-datanode yarn-resourcemanager yarn-nodemanager mapreduce-jobhistory spark-history activemq kafka "
+    "elasticsearch collector bridge stream"
+).split()
+TRANSFER_VALUES = ("active", "finished", "bytes", "active_time")
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    """Poll a condition until it is true; fail with what was awaited."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.5)
+
+
+@dataclasses.dataclass
+class Appliance:
+    """One embedded appliance: its directory, the shift of its ports, and what is said to it."""
+
+    root: Path
+    offset: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which make and ansible-playbook know this appliance."""
+        return {**os.environ, "GRIDSTEAD_ROOT": str(self.root), "GRIDSTEAD_PORT_OFFSET": str(self.offset), "GRIDSTEAD_CONFIG": str(self.config)}
+
+    @property
+    def config(self) -> Path:
+        """The appliance's gridstead.toml."""
+        return self.root / "etc" / "gridstead" / "gridstead.toml"
+
+    def port(self, base: int) -> int:
+        """A port of this appliance."""
+        return base + self.offset
+
+    def playbook(self, name: str, *arguments: str) -> str:
+        """Run a playbook; return what it printed."""
+        return run(["ansible-playbook", f"playbooks/{name}.yml", *arguments], env=self.environment, timeout=900)
+
+    def gridstead(self, *arguments: str, timeout: float = 420) -> str:
+        """Run the command line; return what it printed on standard output."""
+        return run([str(self.root / "opt/gridstead/bin/gridstead"), *arguments], env=self.environment, timeout=timeout)
+
+    def json(self, *arguments: str, timeout: float = 420) -> Any:
+        """Run the command line with --json; return the document."""
+        return json.loads(self.gridstead("--json", *arguments, timeout=timeout))
+
+    def supervisorctl(self, *arguments: str) -> str:
+        """Run supervisorctl; return what it printed."""
+        command = [self.root / "opt/supervisor/bin/supervisorctl", "-c", self.root / "etc/supervisor/supervisord.conf", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    def pid(self, service: str) -> int:
+        """The process that the supervisor started for a service."""
+        return int(self.supervisorctl("pid", service).strip())
+
+    def pids(self) -> dict[str, int]:
+        """Processes of all services."""
+        return {service: self.pid(service) for service in SERVICES}
+
+    def kill(self, service: str) -> int:
+        """kill -9 the server itself (Elasticsearch's is a child of its launcher); return its process id."""
+        pid = self.pid(service)
+        assert pid > 0, f"{service} does not run"
+        if service == "elasticsearch":
+            pid = max(child for child in descendants(pid) if b"org.elasticsearch.bootstrap.Elasticsearch" in command_line(child))
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def get(self, port: int, path: str) -> Any:
+        """GET JSON from a server of the appliance."""
+        return json.loads(self.get_bytes(port, path))
+
+    def get_bytes(self, port: int, path: str) -> bytes:
+        """GET from a server of the appliance."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port(port)}{path}", timeout=30) as answer:
+            return answer.read()
+
+    def metrics(self, port: int) -> Any:
+        """The metrics of the collector (9941), the bridge (9942) or the stream (9943)."""
+        return self.get(port, "/metrics.json")
+
+    def documents(self, from_ms: int, to_ms: int) -> dict[str, dict[str, Any]]:
+        """Transfer documents whose bin ends in (from_ms, to_ms], by id."""
+        return {document["_id"]: document["_source"] for document in self._search(from_ms, to_ms)}
+
+    def _search(self, from_ms: int, to_ms: int) -> Iterator[dict[str, Any]]:
+        after: list[Any] = []
+        while True:
+            query = {
+                "size": 5000,
+                "query": {"range": {"bin_end_ms": {"gt": from_ms, "lte": to_ms}}},
+                "sort": [{"bin_end_ms": "asc"}, {"key": "asc"}],
+                **({"search_after": after} if after else {}),
+            }
+            url = f"http://127.0.0.1:{self.port(9200)}/gridstead-transfers-*/_search?ignore_unavailable=true"
+            request = urllib.request.Request(url, json.dumps(query).encode(), {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                hits = json.loads(answer.read())["hits"]["hits"]
+            yield from hits
+            if len(hits) < 5000:
+                return
+            after = hits[-1]["sort"]
+
+    def refresh(self) -> None:
+        """Make what was indexed visible to the next search."""
+        url = f"http://127.0.0.1:{self.port(9200)}/gridstead-transfers-*/_refresh?ignore_unavailable=true"
+        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=60).close()
+
+    def healthy(self) -> bool:
+        """Whether every service runs and is healthy."""
+        return all(service["healthy"] for service in self.json("status")["services"])
+
+
+def command_line(pid: int) -> bytes:
+    """The command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and everything below it."""
+    found = [pid]
+    for parent in found:
+        try:
+            found += [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        except OSError:
+            continue
+    return found
+
+
+def run(command: list[str], env: dict[str, str] | None = None, timeout: float = 600, cwd: Path = ROOT) -> str:
+    """Run a command; on failure fail with everything it printed."""
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+def statistics_of_packets(packets: Iterable[tuple[bytes, str]]) -> list[dict[str, Any]]:
+    """What DuckDB computes from these (packet, sender's address), decoded and joined in the order of their arrival."""
+    joiner = events.XrootdJoiner(events.MemoryOpenTable())
+    joined = [event for data, host in packets for event in joiner.join(xrootd.decode_packet(data), host, int(time.time() * 1000)).events]
+    return oracle_transfer_statistics(distinct(joined))
+
+
+def values(document: dict[str, Any]) -> tuple[int, ...]:
+    """What is compared of a document, in the order of TRANSFER_VALUES."""
+    return tuple(int(document[name]) for name in TRANSFER_VALUES)
+
+
+def assert_served(appliance: Appliance, expected: list[dict[str, Any]], from_ms: int, to_ms: int, timeout_s: float = 240) -> None:
+    """Wait until the served documents of a range are exactly the expected ones: same keys, same integers."""
+    wanted = {row["key"]: values(row) for row in expected}
+    served: dict[str, tuple[int, ...]] = {}
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            appliance.refresh()
+            served = {key: values(document) for key, document in appliance.documents(from_ms, to_ms).items()}
+        except OSError:
+            served = {}  # Elasticsearch is away
+        if served == wanted:
+            return
+        time.sleep(1)
+    missing = sorted(wanted.keys() - served.keys())[:5]
+    surplus = sorted(served.keys() - wanted.keys())[:5]
+    wrong = [(key, wanted[key], served[key]) for key in sorted(wanted.keys() & served.keys()) if wanted[key] != served[key]][:5]
+    raise AssertionError(
+        f"served {len(served)} documents, expected {len(wanted)}\nmissing {missing}\nsurplus {surplus}\n(key, expected, served) of {TRANSFER_VALUES}: {wrong}"
+    )

@@ -1,0 +1,136 @@
+"""What the embedded appliance promises beside its answers: idempotence, restarts, addresses, memory, pages, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from appliance import ROOT, SERVICES, Appliance, descendants, run, wait_until
+
+pytestmark = pytest.mark.appliance
+
+
+def changed(output: str) -> int:
+    """How many tasks changed something, by Ansible's recap."""
+    (count,) = re.findall(r"changed=(\d+)", output)
+    return int(count)
+
+
+def test_a_second_run_changes_nothing_within_a_minute(appliance: Appliance) -> None:
+    pids = appliance.pids()
+    started = time.monotonic()
+    output = appliance.playbook("site")
+    took = time.monotonic() - started
+    assert changed(output) == 0, output
+    assert appliance.pids() == pids
+    assert took < 60, f"{took:.0f} s"
+
+
+def test_check_mode_changes_and_reports_nothing(appliance: Appliance) -> None:
+    output = appliance.playbook("site", "--check", "--diff")
+    assert changed(output) == 0, output
+
+
+def test_one_changed_setting_restarts_only_what_it_touches(appliance: Appliance) -> None:
+    before = appliance.pids()
+    appliance.playbook("site", "-e", "kafka_heap=416m")
+    between = appliance.pids()
+    assert {service for service in SERVICES if before[service] != between[service]} == {"kafka"}
+    appliance.playbook("site")
+    wait_until(appliance.healthy, "every service is healthy again", 120)
+
+
+def test_an_owed_restart_is_made_by_the_next_run(appliance: Appliance) -> None:
+    """A playbook that was interrupted between a change and its restart is completed by the next one."""
+    properties = appliance.root / "etc/kafka/server.properties"
+    pid = appliance.pid("kafka")
+    text = properties.read_text()
+    properties.write_text(text + "# left by an interrupted run\n")
+    appliance.playbook("site")
+    assert properties.read_text() == text
+    assert appliance.pid("kafka") == pid, "the file is as the running broker knows it, so nothing is owed"
+    digest = appliance.root / "run/kafka.digest"
+    digest.write_text("0" * 64 + "  -\n")  # the broker runs with another configuration
+    assert changed(appliance.playbook("site")) > 0
+    assert appliance.pid("kafka") != pid
+    wait_until(appliance.healthy, "every service is healthy again", 120)
+
+
+def test_servers_bind_loopback_only_and_run_without_root(appliance: Appliance) -> None:
+    supervisor = int((appliance.root / "run/supervisord.pid").read_text())
+    ours = set(descendants(supervisor))
+    table = subprocess.run(["ss", "-Hlntup"], capture_output=True, text=True, check=True).stdout
+    listening = [line for line in table.splitlines() if ours & {int(pid) for pid in re.findall(r"pid=(\d+)", line)}]
+    assert len(listening) > 20
+    addresses = {line.split()[4] for line in listening}
+    open_to_others = {address for address in addresses if not re.match(r"(\[::ffff:127\.0\.0\.1\]|127\.0\.0\.1|\[::1\]):", address)}
+    assert open_to_others == set()
+    if os.geteuid() == 0:
+        assert not [pid for pid in ours if Path(f"/proc/{pid}").stat().st_uid == 0]
+
+
+def test_the_whole_appliance_idles_below_7_gib(appliance: Appliance) -> None:
+    supervisor = int((appliance.root / "run/supervisord.pid").read_text())
+    resident = 0
+    for pid in descendants(supervisor):
+        status = Path(f"/proc/{pid}/status")
+        if status.exists():
+            resident += int((re.findall(r"VmRSS:\s+(\d+)", status.read_text()) or ["0"])[0]) * 1024
+    print(f"\nresident: {resident / 2**30:.2f} GiB")
+    assert 2**30 < resident < 7 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("port", "path", "text"),
+    [(9870, "/dfshealth.html", b"NameNode"), (8088, "/cluster", b"ResourceManager|All Applications"), (18080, "/", b"History Server"), (19888, "/jobhistory", b"JobHistory")],
+)
+def test_web_pages_are_the_real_ones(appliance: Appliance, port: int, path: str, text: bytes) -> None:
+    page = appliance.get_bytes(port, path)
+    assert re.search(text, page) and len(page) > 2000
+
+
+def test_status_and_doctor_find_everything_well(appliance: Appliance) -> None:
+    wait_until(appliance.healthy, "every service is healthy", 120)
+    assert {service["name"] for service in appliance.json("status")["services"]} == set(SERVICES)
+    appliance.gridstead("doctor")
+
+
+def test_secrets_are_generated_and_closed_to_others(appliance: Appliance) -> None:
+    for path in (appliance.root / "etc/secrets").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+        secret = path.read_text().split()[0]
+        assert len(secret) >= 32
+        readers = run(["grep", "-rlF", secret, str(appliance.root / "etc"), str(appliance.root / "var/log")]).split()
+        assert all(Path(reader).stat().st_mode & 0o007 == 0 for reader in readers), readers
+
+
+def test_a_fresh_clone_starts_with_the_bundle_and_no_network(appliance: Appliance) -> None:
+    """make up, from nothing but the bundle, in a network namespace without a route, beside the other appliance."""
+    if os.geteuid() != 0:
+        pytest.skip("making a network namespace needs root")
+    work = Path(tempfile.mkdtemp(prefix="gridstead-offline-"))
+    work.chmod(0o755)
+    try:
+        run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(work / "clone")])
+        run(["rsync", "-a", "--delete", "--exclude=.git", "--exclude=/.venv", "--exclude=/build", "--exclude=/bundle", f"{ROOT}/", f"{work}/clone/"]) if shutil.which("rsync") else None
+        (work / "home").mkdir()
+        bundle = os.environ.get("GRIDSTEAD_BUNDLE", str(ROOT / "bundle"))
+        env = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(work / "home"), "LANG": "C.UTF-8",
+            "GRIDSTEAD_BUNDLE": bundle, "GRIDSTEAD_ROOT": str(work / "root"), "GRIDSTEAD_PORT_OFFSET": "2000", "GRIDSTEAD_CAPTURE": "/nonexistent",
+        }  # fmt: skip
+        started = time.monotonic()
+        script = f"ip link set lo up && ! ip route | grep . && cd {work}/clone && make up && gridstead=$GRIDSTEAD_ROOT/opt/gridstead/bin/gridstead && $gridstead --json report > {work}/report.json; code=$?; make down; exit $code"
+        run(["unshare", "--net", "sh", "-c", script], env=env, timeout=1200)
+        print(f"\nfirst start without a network, down again: {time.monotonic() - started:.0f} s")
+        report = json.loads((work / "report.json").read_text())
+        assert sum(row["events"] for row in report["matrix"]) > 0
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

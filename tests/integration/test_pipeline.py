@@ -1,0 +1,96 @@
+"""The running appliance: the real capture, bad input, the batch beside the stream, the dead letters."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from appliance import CAPTURE, Appliance, assert_served, statistics_of_packets, wait_until
+from gridstead import events, xrootd
+from gridstead.simulate import AccessSimulation
+from oracle import distinct, oracle_transfer_statistics
+
+pytestmark = pytest.mark.appliance
+
+DAY_MS = 86_400_000
+Y2005_MS = 1_104_537_600_000
+
+
+def test_the_real_capture_gives_what_duckdb_computes_from_its_packets(appliance: Appliance) -> None:
+    if not CAPTURE.exists():
+        pytest.skip(f"the capture is not at {CAPTURE}")
+    packets = [(captured.data, "127.0.0.1") for captured in xrootd.read_capture(CAPTURE)]
+    expected = statistics_of_packets(packets)
+    ends = [row["bin_end_ms"] for row in expected]
+    appliance.gridstead("replay", str(CAPTURE), "--wait")
+    assert_served(appliance, expected, min(ends) - DAY_MS, max(ends))
+    report = appliance.json("report")
+    assert sum(row["bytes"] for row in report["matrix"]) >= sum(row["bytes"] for row in expected) == 3_661_934_732
+
+    appliance.gridstead("replay", str(CAPTURE), "--wait")  # the same packets again are the same events
+    assert_served(appliance, expected, min(ends) - DAY_MS, max(ends))
+
+
+def test_bad_input_never_stops_the_pipeline_and_is_kept_with_its_reason(appliance: Appliance, tmp_path: Path) -> None:
+    draw = random.Random(1)
+    good = xrootd.encode_packet([], server_start_s=1_100_000_000)
+    bad_packets = [b"", b"f", good[:5], b"f" + bytes(7), b"f\x01\xff\xff" + bytes(20), *(b"f" + draw.randbytes(draw.randint(1, 2000)) for _ in range(50))]
+    before = appliance.metrics(9941)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for packet in bad_packets:
+            sender.sendto(packet, ("127.0.0.1", appliance.port(9940)))
+    start_ms = Y2005_MS
+    record = next(AccessSimulation(1, 1, start_ms, 3600, duplicates=0, late=0, future=0, missing_open=0, idle=0, written=0))
+    bare = record.get("data", record)
+    refused = [
+        "[]", "null", "17", '"text"', "{", "{}", json.dumps({**bare, "read_bytes": "many"}), json.dumps({**bare, "end_time": []}),
+        json.dumps({**bare, "file_lfn": 7}), json.dumps({**bare, "read_bytes_at_close": -1}), '{"data": null}', "x" * 10_000_000,
+    ]  # fmt: skip
+    odd = {**bare, "file_lfn": "/store/a\nb\u2028c/\ud800?.root".encode("utf-8", "replace").decode(), "app_info": "line\nbreak\ttab"}
+    future = {**bare, "file_lfn": "/store/future.root", "end_time": 4_102_444_800_000}
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join([*refused, json.dumps(odd), json.dumps(future), json.dumps(record)]) + "\n")
+    appliance.gridstead("replay", str(path), "--as", "events", "--wait")
+    normalised = [events.normalise(one, received_ms=int(time.time() * 1000)) for one in (odd, record)]
+    expected = oracle_transfer_statistics(distinct(normalised))
+    assert_served(appliance, expected, start_ms - 8 * DAY_MS, start_ms + 8 * DAY_MS)
+    after = wait_until(
+        lambda: (now := appliance.metrics(9941))["dead_letters"] - before["dead_letters"] >= len(refused) and now, "every refused message is a dead letter"
+    )
+    assert after["packets_bad"] > before["packets_bad"]
+    listed = appliance.json("dlq", "list")
+    assert listed["total"] >= len(refused)
+    assert all(letter["reason"] for letter in listed["letters"])
+
+
+def test_the_batch_on_yarn_computes_the_same_as_the_stream(appliance: Appliance, tmp_path: Path) -> None:
+    start_ms = Y2005_MS + 100 * DAY_MS  # 2005-04-11
+    path = tmp_path / "events.jsonl"
+    normalised = []
+    with path.open("w") as out:
+        for record in AccessSimulation(seed=77, events=2000, start_ms=start_ms, span_s=86_400, future=0.0, duplicates=0.1):
+            out.write(json.dumps(record) + "\n")
+            normalised.append(events.normalise(record, received_ms=int(time.time() * 1000)))
+    expected = oracle_transfer_statistics(distinct(normalised))
+    appliance.gridstead("replay", str(path), "--wait")
+    served_range = (start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1)
+    assert_served(appliance, expected, *served_range)
+    streamed = appliance.documents(*served_range)
+    appliance.gridstead("rebuild", "--from", "2005-04-03", "--to", "2005-04-13", timeout=600)
+    assert_served(appliance, expected, *served_range)
+    rebuilt = appliance.documents(*served_range)
+    assert rebuilt == streamed, "whole documents, update_time included"
+
+
+def test_the_smoke_tests_pass_and_write_junit(appliance: Appliance, tmp_path: Path) -> None:
+    report = tmp_path / "smoke.xml"
+    appliance.gridstead("smoke", "--junit", str(report), timeout=600)
+    suite = ElementTree.parse(report).getroot()
+    cases = list(suite.iter("testcase"))
+    assert len(cases) >= 7
+    assert not list(suite.iter("failure")) and not list(suite.iter("error")) and not list(suite.iter("skipped"))
