@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -115,10 +116,10 @@ class Appliance:
             query = {
                 "size": 5000,
                 "query": {"range": {"bin_end_ms": {"gt": from_ms, "lte": to_ms}}},
-                "sort": [{"bin_end_ms": "asc"}, {"key": "asc"}],
+                "sort": ["bin_end_ms", "vo", "src", "dst", "is_remote", "is_transfer", "activity"],
                 **({"search_after": after} if after else {}),
             }
-            url = f"http://127.0.0.1:{self.port(9200)}/gridstead-transfers-*/_search?ignore_unavailable=true"
+            url = f"http://127.0.0.1:{self.port(9200)}/gridstead-transfers-*/_search?ignore_unavailable=true&allow_partial_search_results=false"
             request = urllib.request.Request(url, json.dumps(query).encode(), {"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=60) as answer:
                 hits = json.loads(answer.read())["hits"]["hits"]
@@ -179,13 +180,14 @@ def assert_served(appliance: Appliance, expected: list[dict[str, Any]], from_ms:
     """Wait until the served documents of a range are exactly the expected ones: same keys, same integers."""
     wanted = {row["key"]: values(row) for row in expected}
     served: dict[str, tuple[int, ...]] = {}
+    trouble = ""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
             appliance.refresh()
             served = {key: values(document) for key, document in appliance.documents(from_ms, to_ms).items()}
-        except OSError:
-            served = {}  # Elasticsearch is away
+        except OSError as error:
+            trouble = f"{error} {error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ''}"
         if served == wanted:
             return
         time.sleep(1)
@@ -193,5 +195,5 @@ def assert_served(appliance: Appliance, expected: list[dict[str, Any]], from_ms:
     surplus = sorted(served.keys() - wanted.keys())[:5]
     wrong = [(key, wanted[key], served[key]) for key in sorted(wanted.keys() & served.keys()) if wanted[key] != served[key]][:5]
     raise AssertionError(
-        f"served {len(served)} documents, expected {len(wanted)}\nmissing {missing}\nsurplus {surplus}\n(key, expected, served) of {TRANSFER_VALUES}: {wrong}"
+        f"{trouble}\nserved {len(served)} documents, expected {len(wanted)}\nmissing {missing}\nsurplus {surplus}\n(key, expected, served) of {TRANSFER_VALUES}: {wrong}"
     )

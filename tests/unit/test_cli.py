@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from appliance_files import write_appliance
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appliance_files import write_appliance
 from gridstead import config as configuration
 from gridstead.cli import dlq, main, pipeline, supervision
 from gridstead.cli.app import COMMANDS
@@ -226,3 +226,46 @@ def test_a_probe_explains_commands_that_fail(tmp_path: Path) -> None:
     assert done == ["cleaned"]
     with Probe(config, 0.5) as probe, pytest.raises(SmokeError, match="did not end within"):
         probe.command(["sleep", "5"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["submit", "nonesuch"], "neither a job of a release (batch, stream) nor a .py file"),
+        (["submit", "nonesuch.py"], "nonesuch.py is not there"),
+        (["submit", "--conf", "colour", "batch"], "is not NAME=VALUE"),
+        (["rebuild", "--from", "2025-06-02", "--to", "2025-06-01"], "is after --to"),
+        (["rebuild", "--from", "1st of June", "--to", "2025-06-01"], "is not a day"),
+        (["simulate", "--send", "--output", "x"], "exclude each other"),
+        (["replay"], "Missing argument"),
+        (["smoke", "--only", "nonesuch"], "nonesuch"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], part: str) -> None:
+    result = CliRunner().invoke(main, ["--config", str(write_appliance(tmp_path)), *arguments])
+    assert result.exit_code == 2, result.output
+    assert part in result.output
+
+
+def test_submit_runs_scripts_with_the_libraries_of_a_release(tmp_path: Path) -> None:
+    file = write_appliance(tmp_path)
+    script = tmp_path / "own.py"
+    script.write_text("print(1)\n")
+    options = ["--config", str(file), "submit", "--dry-run", "--release", "0.1.0"]
+    result = CliRunner().invoke(main, ["--json", *options, "--conf", "spark.x=a=b", str(script), "--from", "x"])
+    assert result.exit_code == 0, result.output
+    command = json.loads(result.stdout)["command"]
+    assert command[-3:] == [str(script), "--from", "x"]
+    assert command[command.index("--name") + 1] == "own" and "spark.x=a=b" in command
+    assert "hdfs:///apps/gridstead/0.1.0/environment.tar.gz#environment" in command
+    result = CliRunner().invoke(main, ["--json", *options, "batch", "--from", "2025-06-01", "--help"])
+    command = json.loads(result.stdout)["command"]
+    assert command[-5:] == ["--config", str(file), "--from", "2025-06-01", "--help"]
+
+
+def test_an_hdfs_that_is_not_installed_is_said_so(tmp_path: Path) -> None:
+    file = write_appliance(tmp_path)
+    for arguments in (["release", "list"], ["submit", "batch"], ["rebuild", "--from", "today", "--to", "today"]):
+        result = CliRunner().invoke(main, ["--config", str(file), *arguments])
+        assert result.exit_code == 4, result.output
+        assert "is not there: install the appliance with `make up`" in result.stderr

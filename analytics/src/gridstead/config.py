@@ -431,9 +431,3 @@ def elasticsearch_client(config: Config, **options: Any) -> Any:
     from elasticsearch import Elasticsearch
 
     return Elasticsearch(**{**elasticsearch_settings(config), **options})
-
-
-# The names of the contract between the parts; each is the function above.
-kafka_config = kafka_client
-stomp_settings = stomp_client
-elasticsearch = elasticsearch_client

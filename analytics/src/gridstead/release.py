@@ -69,7 +69,8 @@ class Release:
         """Read release.json; raises ReleaseError."""
         try:
             document = json.loads(text)
-            return Release(document["version"], tuple(ReleaseFile(**file) for file in document["files"]), document.get("build", ""))
+            files = tuple(ReleaseFile(**file) for file in document["files"])
+            return Release(document["version"], files, document.get("build", ""))
         except (ValueError, KeyError, TypeError) as error:
             raise ReleaseError(f"release.json cannot be read ({error!r}): publish this version again") from error
 
@@ -178,10 +179,12 @@ class Releases:
                 raise ReleaseError(f"{directory / file.name} is not what release.json says: build the release again")
         target = f"{self._root}/{release.version}"
         changed = False
-        there = Release.from_json(self._shell.read(f"{target}/release.json")) if self._shell.exists(f"{target}/release.json") else None
+        described = f"{target}/release.json"
+        there = Release.from_json(self._shell.read(described)) if self._shell.exists(described) else None
         if there is not None and there != release and not replace:
             raise ReleaseError(
-                f"version {release.version} is on HDFS already ({target}) with other files: releases are never changed, raise the version"
+                f"version {release.version} is on HDFS already ({target}) with other files: "
+                "releases are never changed, raise the version"
             )
         if there != release:
             staging = f"{self._root}/.upload-{release.version}-{os.getpid()}"

@@ -21,6 +21,7 @@ FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 2.0
 STANDSTILL_S = 2.0
 SETTLED_S = 0.5
+FINISH_S = 5.0
 
 
 class SendError(ConnectionError):
@@ -41,7 +42,7 @@ class PacketSender:
     ) -> None:
         """Open the socket; nothing is sent yet. ``note`` is told when the receiver is away and when it is back."""
         self.where = f"{host}:{port}/udp"
-        self.resent = 0
+        self.sent = self.sent_bytes = self.resent = 0
         self._received = received
         self._patience_s = patience_s
         self._note = note
@@ -65,6 +66,7 @@ class PacketSender:
         """Send one packet, waiting where the receiver is away or behind. Raises SendError when patience is over."""
         if self._received is None:
             self._put(packet)
+            self._count([packet])
             return
         if self._round and (len(self._round) >= ROUND_PACKETS or self._round_bytes + len(packet) > ROUND_BYTES):
             self.flush()
@@ -85,7 +87,21 @@ class PacketSender:
                 self.resent += len(self._round)
                 for packet in self._round:
                     self._put(packet)
+        self._count(self._round)
         self._round, self._round_bytes = [], 0
+
+    def finish(self) -> None:
+        """After an interrupt: have the packets of the last round confirmed, so that the counts are exact."""
+        self._patience_s = FINISH_S
+        self._doubtful = bool(self._round)  # one of them may not have been sent
+        try:
+            self.flush()
+        except SendError as error:
+            self._note(str(error))
+
+    def _count(self, packets: list[bytes]) -> None:
+        self.sent += len(packets)
+        self.sent_bytes += sum(map(len, packets))
 
     def _put(self, packet: bytes) -> None:
         """Hand one packet to the kernel, again and again while the port is closed."""

@@ -15,10 +15,10 @@ import click
 
 from gridstead.cli import recorded
 from gridstead.cli.broker import BrokerError
-from gridstead.cli.packets import PacketSender, SendError
+from gridstead.cli.packets import SendError
 from gridstead.cli.pipeline import Snapshot, wait_until_drained
 from gridstead.cli.recorded import Kind, Recording
-from gridstead.cli.sending import EventSender, Meter, Pace, packet_sender, send_all
+from gridstead.cli.sending import EventSender, Meter, Pace, Sink, packet_sender, send_all
 from gridstead.cli.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failure, Session, command, unreachable
 from gridstead.cli.units import exact, human_bytes, human_seconds
 
@@ -58,37 +58,24 @@ def replay(
         total = sum(recording.count for recording in recordings) * repeat
         meter = Meter(session.log, min(total, limit) if limit else total, "replay")
         note = session.log.print
-        interrupted = False
-        senders: dict[Kind, EventSender | PacketSender] = {}
+        kinds = {recording.kind for recording in recordings}
+        sinks: dict[Kind, Sink] = {}
+        if Kind.EVENTS in kinds:
+            events = EventSender(session.config, rate=rate, patience_s=timeout, note=note)
+            sinks[Kind.EVENTS] = stack.enter_context(events)
+        if Kind.PACKETS in kinds:
+            sinks[Kind.PACKETS] = stack.enter_context(packet_sender(session.config, timeout, note))
+        streams = ((sinks[item.kind], messages) for item, messages in _in_order(recordings, repeat, limit))
         try:
-            with meter:
-                if any(recording.kind is Kind.EVENTS for recording in recordings):
-                    senders[Kind.EVENTS] = stack.enter_context(
-                        EventSender(session.config, patience_s=timeout, note=note)
-                    )
-                if any(recording.kind is Kind.PACKETS for recording in recordings):
-                    senders[Kind.PACKETS] = stack.enter_context(packet_sender(session.config, timeout, note))
-                pace = Pace(rate)
-                for recording, messages in _in_order(recordings, repeat, limit):
-                    send_all(messages, senders[recording.kind], pace, meter)
-        except KeyboardInterrupt:
-            interrupted = True
+            sent = send_all(streams, Pace(rate), meter)
         except SendError as error:
             raise _failed(meter, unreachable("The collector", error, "collector")) from error
         except BrokerError as error:
             raise _failed(meter, unreachable("The broker", error, "activemq")) from error
-        resent = sum(sender.resent for sender in senders.values())
-        summary: dict[str, Any] = {
-            "files": [str(file) for file in files],
-            "messages": meter.messages,
-            "bytes": meter.bytes,
-            "resent": resent,
-            "seconds": round(meter.seconds, 3),
-            "interrupted": interrupted,
-        }
-        summary["drained"], holding = drain(session, timeout) if wait and not interrupted else (None, [])
-        session.emit(summary, lambda: _sentence(summary))
-    if interrupted:
+    summary: dict[str, Any] = {"files": [str(file) for file in files], **sent.as_dict()}
+    summary["drained"], holding = drain(session, timeout) if wait and not sent.interrupted else (None, [])
+    session.emit(summary, lambda: _sentence(summary))
+    if sent.interrupted:
         sys.exit(EXIT_INTERRUPTED)
     if summary["drained"] is False:
         raise not_drained(timeout, holding)
@@ -105,7 +92,10 @@ def drain(session: Session, timeout_s: float) -> tuple[bool, list[str]]:
             shown_at, shown = time.monotonic(), text
             session.log.print(f"waiting: {text}", soft_wrap=True)
 
-    done, last = wait_until_drained(session.config, timeout_s, note)
+    try:
+        done, last = wait_until_drained(session.config, timeout_s, note)
+    except KeyboardInterrupt:
+        return False, ["interrupted while waiting"]
     return done, last.holding
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -20,17 +20,25 @@ BATCH_MESSAGES = 500
 BATCH_BYTES = 4 << 20
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 5.0
+FINISH_S = 5.0
 _LINE_EVERY_S = 5.0
 
 
 class Sink(Protocol):
-    """Takes messages; ``flush`` returns when all of them have been taken over by the receiver."""
+    """Takes messages; ``sent`` and ``sent_bytes`` count what the receiver has taken, ``resent`` what went twice."""
+
+    sent: int
+    sent_bytes: int
+    resent: int
 
     def send(self, message: bytes) -> None:
         """Take one message."""
 
     def flush(self) -> None:
         """Return when every message was taken over."""
+
+    def finish(self) -> None:
+        """After an interrupt: try for a few seconds to have taken over what was begun, so that the counts are exact."""
 
 
 class EventSender:
@@ -40,10 +48,19 @@ class EventSender:
     """
 
     def __init__(
-        self, config: Config, *, patience_s: float = 300.0, note: Callable[[str], None] = lambda text: None
+        self,
+        config: Config,
+        *,
+        rate: float = 0.0,
+        patience_s: float = 300.0,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Connect when the first batch is full; ``note`` is told when the broker is away and when it is back."""
-        self.resent = 0
+        """Connect when the first batch is full; ``note`` is told when the broker is away and when it is back.
+
+        ``rate`` is the pace of the messages, 0 for none: a slow one makes batches of a second.
+        """
+        self.sent = self.sent_bytes = self.resent = 0
+        self._batch_messages = min(max(int(rate), 1), BATCH_MESSAGES) if rate else BATCH_MESSAGES
         self._queue = config.stomp.raw_queue
         self._settings = stomp_client(config)
         self._patience_s = patience_s
@@ -51,7 +68,6 @@ class EventSender:
         self._broker: Broker | None = None
         self._batch: list[bytes] = []
         self._bytes = 0
-        self._begun = 0.0
 
     def __enter__(self) -> EventSender:
         """Return itself."""
@@ -62,12 +78,10 @@ class EventSender:
         self._drop()
 
     def send(self, message: bytes) -> None:
-        """Take one message; a full batch, or one older than a second, is sent."""
-        if not self._batch:
-            self._begun = time.monotonic()
+        """Take one message; a full batch is sent."""
         self._batch.append(message)
         self._bytes += len(message)
-        if len(self._batch) >= BATCH_MESSAGES or self._bytes >= BATCH_BYTES or time.monotonic() - self._begun > 1:
+        if len(self._batch) >= self._batch_messages or self._bytes >= BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -91,7 +105,18 @@ class EventSender:
                 continue
             if away:
                 self._note("the broker answers again")
+            self.sent += len(self._batch)
+            self.sent_bytes += self._bytes
             self._batch, self._bytes = [], 0
+
+    def finish(self) -> None:
+        """After an interrupt: send what is left over a new connection (the old one may have half a message in it)."""
+        self._drop()
+        self._patience_s = FINISH_S
+        try:
+            self.flush()
+        except BrokerError as error:
+            self._note(f"{len(self._batch)} messages were not sent ({error})")
 
     def _drop(self) -> None:
         if self._broker is not None:
@@ -181,10 +206,41 @@ class Meter:
         return f"{self.messages / max(self.seconds, 1e-9):,.0f}/s"
 
 
-def send_all(stream: Iterator[bytes], sink: Sink, pace: Pace, meter: Meter) -> None:
-    """Send a stream of messages at its pace and count them."""
-    for message in stream:
-        pace.wait()
-        sink.send(message)
-        meter.advance(message)
-    sink.flush()
+@dataclass(frozen=True)
+class Sent:
+    """What was sent: messages and bytes taken over by their receivers, how many went twice, in how many seconds."""
+
+    messages: int
+    bytes: int
+    resent: int
+    seconds: float
+    interrupted: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the fields for JSON."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+def send_all(streams: Iterable[tuple[Sink, Iterator[bytes]]], pace: Pace, meter: Meter) -> Sent:
+    """Send streams of messages, one after the other, each to its sink; an interrupt ends it, and what was sent counts.
+
+    Raises SendError or BrokerError where a receiver is away for too long.
+    """
+    sinks: list[Sink] = []
+    interrupted = False
+    with meter:
+        try:
+            for sink, stream in streams:
+                if sink not in sinks:
+                    sinks.append(sink)
+                for message in stream:
+                    pace.wait()
+                    sink.send(message)
+                    meter.advance(message)
+                sink.flush()
+        except KeyboardInterrupt:
+            interrupted = True
+            for sink in sinks:
+                sink.finish()
+    messages, size, resent = (sum(getattr(sink, name) for sink in sinks) for name in ("sent", "sent_bytes", "resent"))
+    return Sent(messages, size, resent, meter.seconds, interrupted)

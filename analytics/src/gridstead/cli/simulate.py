@@ -16,10 +16,10 @@ import click
 
 from gridstead import simulate as generator
 from gridstead.cli.broker import BrokerError
-from gridstead.cli.packets import PacketSender, SendError
+from gridstead.cli.packets import SendError
 from gridstead.cli.replay import drain, not_drained
-from gridstead.cli.sending import EventSender, Meter, Pace, packet_sender, send_all
-from gridstead.cli.session import EXIT_USAGE, Failure, Session, command, unreachable
+from gridstead.cli.sending import EventSender, Meter, Pace, Sink, packet_sender, send_all
+from gridstead.cli.session import EXIT_INTERRUPTED, EXIT_USAGE, Failure, Session, command, unreachable
 from gridstead.cli.units import Moment, exact, human_bytes, utc
 
 _FRACTIONS = {
@@ -84,7 +84,11 @@ def simulate(
     source = _source(packets, seed, events, begin, span_s, fractions)
     summary: dict[str, Any] = {"seed": seed, "start_ms": begin, "span_s": span_s, "distinct_events": events}
     if not send:
-        summary |= _write(source, packets, output, as_json=session.as_json)
+        try:
+            summary |= _write(source, packets, output)
+        except OSError as error:
+            what = f"{output or 'standard output'} cannot be written ({error.strerror})"
+            raise Failure(what, "gridstead simulate --help", EXIT_USAGE) from error
         if output:
             session.emit(summary, lambda: _sentence(summary))
         else:
@@ -95,20 +99,22 @@ def simulate(
     note = session.log.print
     try:
         with ExitStack() as stack:
-            sender: EventSender | PacketSender
+            sink: Sink
             if packets:
-                sender = stack.enter_context(packet_sender(session.config, timeout, note))
+                sink = stack.enter_context(packet_sender(session.config, timeout, note))
             else:
-                sender = stack.enter_context(EventSender(session.config, patience_s=timeout, note=note))
-            stack.enter_context(meter)
-            send_all(cast(Iterator[bytes], messages), sender, Pace(rate), meter)
+                events_sink = EventSender(session.config, rate=rate, patience_s=timeout, note=note)
+                sink = stack.enter_context(events_sink)
+            sent = send_all([(sink, cast(Iterator[bytes], messages))], Pace(rate), meter)
     except SendError as error:
         raise unreachable("The collector", error, "collector") from error
     except BrokerError as error:
         raise unreachable("The broker", error, "activemq") from error
-    summary |= {"messages": meter.messages, "bytes": meter.bytes, "refused": getattr(source, "refused", 0)}
-    summary["drained"], holding = drain(session, timeout) if wait else (None, [])
+    summary |= sent.as_dict() | {"refused": getattr(source, "refused", 0)}
+    summary["drained"], holding = drain(session, timeout) if wait and not sent.interrupted else (None, [])
     session.emit(summary, lambda: _sentence(summary))
+    if sent.interrupted:
+        sys.exit(EXIT_INTERRUPTED)
     if summary["drained"] is False:
         raise not_drained(timeout, holding)
 
@@ -120,7 +126,7 @@ def _source(packets: bool, seed: int, events: int, begin: int, span_s: int, frac
     return generator.simulate(seed, events, begin, span_s, **fractions)
 
 
-def _write(source: Any, packets: bool, output: Path | None, *, as_json: bool) -> dict[str, Any]:
+def _write(source: Any, packets: bool, output: Path | None) -> dict[str, Any]:
     count = size = 0
     with ExitStack() as stack:
         if output is None:
