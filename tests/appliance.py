@@ -48,7 +48,8 @@ class Appliance:
     @property
     def environment(self) -> dict[str, str]:
         """The environment in which make and ansible-playbook know this appliance."""
-        return {**os.environ, "GRIDSTEAD_ROOT": str(self.root), "GRIDSTEAD_PORT_OFFSET": str(self.offset), "GRIDSTEAD_CONFIG": str(self.config)}
+        ours = {"GRIDSTEAD_ROOT": str(self.root), "GRIDSTEAD_PORT_OFFSET": str(self.offset), "GRIDSTEAD_CONFIG": str(self.config)}
+        return {**os.environ, **ours}
 
     @property
     def config(self) -> Path:
@@ -176,8 +177,10 @@ def values(document: dict[str, Any]) -> tuple[int, ...]:
     return tuple(int(document[name]) for name in TRANSFER_VALUES)
 
 
-def assert_served(appliance: Appliance, expected: list[dict[str, Any]], from_ms: int, to_ms: int, timeout_s: float = 240) -> None:
-    """Wait until the served documents of a range are exactly the expected ones: same keys, same integers."""
+def assert_served(
+    appliance: Appliance, expected: list[dict[str, Any]], from_ms: int, to_ms: int, src: str | None = None, timeout_s: float = 240
+) -> None:
+    """Wait until the served documents of a range (and of a source, if given) are exactly the expected ones: same keys, same integers."""
     wanted = {row["key"]: values(row) for row in expected}
     served: dict[str, tuple[int, ...]] = {}
     trouble = ""
@@ -185,7 +188,8 @@ def assert_served(appliance: Appliance, expected: list[dict[str, Any]], from_ms:
     while time.monotonic() < deadline:
         try:
             appliance.refresh()
-            served = {key: values(document) for key, document in appliance.documents(from_ms, to_ms).items()}
+            found = appliance.documents(from_ms, to_ms)
+            served = {key: values(document) for key, document in found.items() if src in (None, document["src"])}
         except OSError as error:
             trouble = f"{error} {error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ''}"
         if served == wanted:
@@ -195,5 +199,6 @@ def assert_served(appliance: Appliance, expected: list[dict[str, Any]], from_ms:
     surplus = sorted(served.keys() - wanted.keys())[:5]
     wrong = [(key, wanted[key], served[key]) for key in sorted(wanted.keys() & served.keys()) if wanted[key] != served[key]][:5]
     raise AssertionError(
-        f"{trouble}\nserved {len(served)} documents, expected {len(wanted)}\nmissing {missing}\nsurplus {surplus}\n(key, expected, served) of {TRANSFER_VALUES}: {wrong}"
+        f"{trouble}\nserved {len(served)} documents, expected {len(wanted)}\nmissing {missing}\nsurplus {surplus}\n"
+        f"(key, expected, served) of {TRANSFER_VALUES}: {wrong}"
     )

@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
 REQUIREMENTS = ROOT / "requirements"
 COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+LAYOUT = 1  # raise it when a builder below lays a component out in another way
 POM = {"m": "http://maven.apache.org/POM/4.0.0"}
 
 
@@ -204,7 +205,7 @@ def spark(server: str, tree: Path, scratch: Path) -> None:
     pip([*arguments, "-r", str(REQUIREMENTS / "spark.lock")], "downloading pyspark (430 MB)")
     (sdist,) = scratch.glob("pyspark-*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(scratch, filter="data")
+        archive.extractall(scratch)  # its hash was checked by pip; Debian 12's Python knows no extraction filter
     source = scratch / sdist.name.removesuffix(".tar.gz")
     for name in ("bin", "sbin", "jars"):
         shutil.move(source / "deps" / name, tree / name)
@@ -281,9 +282,9 @@ COMPONENTS: dict[str, tuple[Builder, Callable[[], str], list[Path]]] = {
 
 
 def inputs_digest(sources: list[Path]) -> str:
-    """Digest of everything a component is made from: its sources, its locks, the Python minor version, this file."""
-    digest = hashlib.sha256(f"{sys.version_info[:2]}".encode())
-    for source in [Path(__file__), *sources]:
+    """Digest of everything a component is made from: its sources, its locks, the Python minor version, the layout."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} layout {LAYOUT}".encode())
+    for source in sources:
         for path in [source] if source.is_file() else tree_of(source):
             digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
@@ -319,7 +320,8 @@ class Bundle:
         found = sha256(path)
         if found != entry["sha256"]:
             raise BundleError(
-                f"{path} is not the file that was bundled:\n      manifest sha256 {entry['sha256']}\n      found    sha256 {found}\n{remedy}"
+                f"{path} is not the file that was bundled:\n"
+                f"      manifest sha256 {entry['sha256']}\n      found    sha256 {found}\n{remedy}"
             )
 
     def build(self, name: str) -> bool:

@@ -24,10 +24,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import record
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-import record
 from gridstead.bridge.__main__ import EVENTS_WINDOW_BYTES, run, topics
 from gridstead.bridge.frames import FrameReader, encode
 from gridstead.bridge.mover import BATCH_BYTES, KEY_HEADER, LINGER_S

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from appliance import Appliance, assert_served, descendants, statistics_of_packets, wait_until
 from gridstead import events
 from gridstead.simulate import AccessSimulation, PacketSimulation

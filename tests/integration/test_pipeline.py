@@ -10,9 +10,10 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+
 from appliance import CAPTURE, Appliance, assert_served, statistics_of_packets, wait_until
 from gridstead import events, xrootd
-from gridstead.simulate import AccessSimulation
+from gridstead.simulate import AccessSimulation, PacketSimulation
 from oracle import distinct, oracle_transfer_statistics
 
 pytestmark = pytest.mark.appliance
@@ -28,18 +29,19 @@ def test_the_real_capture_gives_what_duckdb_computes_from_its_packets(appliance:
     expected = statistics_of_packets(packets)
     ends = [row["bin_end_ms"] for row in expected]
     appliance.gridstead("replay", str(CAPTURE), "--wait")
-    assert_served(appliance, expected, min(ends) - DAY_MS, max(ends))
+    assert_served(appliance, expected, min(ends) - DAY_MS, max(ends), src="127.0.0.1")
     report = appliance.json("report")
     assert sum(row["bytes"] for row in report["matrix"]) >= sum(row["bytes"] for row in expected) == 3_661_934_732
 
     appliance.gridstead("replay", str(CAPTURE), "--wait")  # the same packets again are the same events
-    assert_served(appliance, expected, min(ends) - DAY_MS, max(ends))
+    assert_served(appliance, expected, min(ends) - DAY_MS, max(ends), src="127.0.0.1")
 
 
 def test_bad_input_never_stops_the_pipeline_and_is_kept_with_its_reason(appliance: Appliance, tmp_path: Path) -> None:
     draw = random.Random(1)
-    good = xrootd.encode_packet([], server_start_s=1_100_000_000)
-    bad_packets = [b"", b"f", good[:5], b"f" + bytes(7), b"f\x01\xff\xff" + bytes(20), *(b"f" + draw.randbytes(draw.randint(1, 2000)) for _ in range(50))]
+    good = next(iter(PacketSimulation(1, 10, Y2005_MS, 3600)))
+    random_packets = (b"f" + draw.randbytes(draw.randint(1, 2000)) for _ in range(50))
+    bad_packets = [b"", b"f", good[:5], b"f" + bytes(7), b"f\x01\xff\xff" + bytes(20), *random_packets]
     before = appliance.metrics(9941)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for packet in bad_packets:
@@ -60,7 +62,8 @@ def test_bad_input_never_stops_the_pipeline_and_is_kept_with_its_reason(applianc
     expected = oracle_transfer_statistics(distinct(normalised))
     assert_served(appliance, expected, start_ms - 8 * DAY_MS, start_ms + 8 * DAY_MS)
     after = wait_until(
-        lambda: (now := appliance.metrics(9941))["dead_letters"] - before["dead_letters"] >= len(refused) and now, "every refused message is a dead letter"
+        lambda: (now := appliance.metrics(9941))["dead_letters"] - before["dead_letters"] >= len(refused) and now,
+        "every refused message is a dead letter",
     )
     assert after["packets_bad"] > before["packets_bad"]
     listed = appliance.json("dlq", "list")

@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from role_files import ROLES, ROOT, Rendered, defaults_of, handlers_of
 
 from gridstead import config
+from role_files import ROLES, ROOT, Rendered, defaults_of, handlers_of
 
 PORTS = {name: port + 2000 for name, port in defaults_of(ROOT / "roles" / "common")["gridstead_base_ports"].items()}
 

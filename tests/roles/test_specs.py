@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
 from role_files import ROLES, ROOT, defaults_of, load, options_of
 
 LONGEST_DEFAULT = 120  # a longer default may be left out of a spec; its README then points to the file

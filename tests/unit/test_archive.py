@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyspark.sql import DataFrame, SparkSession
+
 from gridstead import archive
 from gridstead.archive import (
     ArchiveError,
@@ -20,7 +22,6 @@ from gridstead.archive import (
     read_events,
 )
 from gridstead.schema import EVENT, parse_events
-from pyspark.sql import DataFrame, SparkSession
 
 DAY = dt.date(2023, 11, 14)
 DAY_MS = 1_699_920_000_000  # midnight UTC of DAY

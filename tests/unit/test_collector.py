@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from appliance_files import write_appliance
 from gridstead.collector.broker import Input, Sender, accept_messages, frame
 from gridstead.collector.store import DEAD_LETTER, EVENT, Store

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from appliance_files import write_appliance
 
+from appliance_files import write_appliance
 from gridstead import config as configuration
 from gridstead.config import ConfigError
 

@@ -8,6 +8,9 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gridstead.events import (
     DAY_MS,
     FIELDS,
@@ -24,8 +27,6 @@ from gridstead.events import (
     parse_json,
 )
 from gridstead.xrootd import CloseRecord, DisconnectRecord, OpenRecord, Packet, Record, TimeRecord, TransferRecord
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")

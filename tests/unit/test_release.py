@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from gridstead.hdfs import HdfsError, HdfsShell
 from gridstead.release import ReleaseError, Releases, build, pack_environment, spark_environment, spark_submit_command
 

@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from appliance_files import free_ports, write_appliance
 from click.testing import CliRunner
 
+from appliance_files import free_ports, write_appliance
 from gridstead import config as configuration
 from gridstead import simulate
 from gridstead.cli import main, metrics, recorded

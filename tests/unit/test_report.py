@@ -9,12 +9,12 @@ import random
 from pathlib import Path
 
 import pytest
-from appliance_files import write_appliance
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from appliance_files import write_appliance
 from gridstead.cli import main, report, transfers
 from gridstead.cli.report import to_csv, to_json, to_terminal
 from gridstead.cli.transfers import Selection, Sums

@@ -7,6 +7,10 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyspark.sql import DataFrame, Row, SparkSession
+
 from gridstead import events
 from gridstead.schema import (
     EVENT,
@@ -18,9 +22,6 @@ from gridstead.schema import (
     parse_events,
     well_formed,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from pyspark.sql import DataFrame, Row, SparkSession
 
 KAFKA = "value binary, topic string, partition int, offset long, timestamp timestamp"
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=dt.UTC)

@@ -6,11 +6,12 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gridstead.events import MemoryOpenTable, ValidationError, XrootdJoiner, normalise
 from gridstead.simulate import simulate, simulate_packets
 from gridstead.xrootd import TransferRecord, decode_packet
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")

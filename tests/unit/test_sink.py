@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from elastic_transport import ApiResponseMeta, HttpHeaders, NodeConfig
 from elasticsearch import ApiError, AuthenticationException, ConnectionError
-from gridstead.schema import EVENT
-from gridstead.sink import BulkWriter, SinkError, patient, transfer_actions, transfers_template
-from gridstead.statistics import TRANSFER_COLUMNS, transfer_statistics
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
+
+from gridstead.schema import EVENT
+from gridstead.sink import BulkWriter, SinkError, patient, transfer_actions, transfers_template
+from gridstead.statistics import TRANSFER_COLUMNS, transfer_statistics
 
 
 class Server:

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gridstead.jobs.stream import transfers
-from gridstead.schema import EVENT, POSITION, parse_events, well_formed
-from gridstead.statistics import LONG_MAX, TRANSFER_COLUMNS, transfer_statistics
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import oracle_transfer_statistics
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import LongType, StructField, StructType
+
+from gridstead.jobs.stream import transfers
+from gridstead.schema import EVENT, POSITION, parse_events, well_formed
+from gridstead.statistics import LONG_MAX, TRANSFER_COLUMNS, transfer_statistics
+from oracle import oracle_transfer_statistics
 
 BIN = 600_000
 T0 = 1_700_000_400_000  # the start of a bin

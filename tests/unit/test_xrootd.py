@@ -9,6 +9,9 @@ import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gridstead.xrootd import (
     CaptureError,
     CloseRecord,
@@ -26,8 +29,6 @@ from gridstead.xrootd import (
     encode_record,
     read_capture,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")

@@ -148,7 +148,8 @@ def _bin(ms: Column, bin_ms: int) -> Column:
 
 def _cumulative(c: Column) -> Column:
     """f(c) of the module's documentation, with columns ``moved`` (B) and ``length`` (T > 0)."""
-    moved, length = F.col("moved"), F.col("length")
+    # HotSpot's compiler may hoist a division above the guard of its divisor, and crash: so this is never zero.
+    moved, length = F.col("moved"), F.greatest(F.col("length"), F.lit(1))
     q, r = F.call_function("div", moved, length), F.pmod(moved, length)
     narrow = F.call_function("div", r * c, length)
     wide = F.call_function("div", _wide(r) * _wide(c), _wide(length))

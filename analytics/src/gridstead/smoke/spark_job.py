@@ -6,12 +6,12 @@ count, read back from the Parquet files).
 
 import sys
 
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
-
 
 def main(source: str, target: str) -> None:
-    """Run the application."""
+    """Run the application. The smoke test imports this module where there is no Spark, so Spark is imported here."""
+    from pyspark.sql import SparkSession
+    from pyspark.sql import functions as F
+
     spark = SparkSession.builder.appName("gridstead-smoke").getOrCreate()
     words = spark.read.text(source).select(F.explode(F.split("value", " ")).alias("word"))
     words.repartition(4).groupBy("word").count().write.parquet(f"{target}/counts")
