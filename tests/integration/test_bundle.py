@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from appliance import ROOT
 
 BUNDLE = Path(os.environ.get("GRIDSTEAD_BUNDLE", ROOT / "bundle"))

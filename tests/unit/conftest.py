@@ -19,8 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tests/oracle.py
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """A local Spark on two threads, without web page, in UTC's opposite time zone to catch what depends on it."""
+    import pyspark
     from pyspark.sql import SparkSession
 
+    home = Path(pyspark.__file__).resolve().parents[2]  # Spark's own layout: python/pyspark below it
+    if (home / "jars").is_dir():
+        os.environ["SPARK_HOME"] = str(home)
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     warehouse = tmp_path_factory.mktemp("warehouse")
