@@ -152,7 +152,8 @@ def descendants(pid: int) -> list[int]:
     found = [pid]
     for parent in found:
         try:
-            found += [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):  # a child belongs to the thread that made it
+                found += [int(child) for child in children.read_text().split()]
         except OSError:
             continue
     return found
