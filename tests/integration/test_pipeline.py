@@ -68,7 +68,7 @@ def test_bad_input_never_stops_the_pipeline_and_is_kept_with_its_reason(applianc
     assert after["packets_bad"] > before["packets_bad"]
     listed = appliance.json("dlq", "list")
     assert listed["count"] >= len(refused)
-    assert all(letter["reason"] for letter in listed["letters"])
+    assert all(letter["reason"] for letter in listed["last"])
 
 
 def test_the_batch_on_yarn_computes_the_same_as_the_stream(appliance: Appliance, tmp_path: Path) -> None:
