@@ -13,6 +13,6 @@ done
 rm -rf build/spark && mkdir -p build/spark
 tar -xf "$GRIDSTEAD_BUNDLE"/spark-*.tar -C build/spark
 for site in "$venv"/lib/python3.*/site-packages; do
-  printf '%s\n' "$PWD/build/spark/python" "$PWD"/build/spark/python/lib/py4j-*-src.zip >"$site/spark.pth"
+  printf '%s\n' "$PWD/analytics/src" "$PWD/build/spark/python" "$PWD"/build/spark/python/lib/py4j-*-src.zip >"$site/gridstead.pth"
 done
 echo "$wanted" >"$venv/.tested"

@@ -117,27 +117,39 @@ def test_secrets_are_generated_and_closed_to_others(appliance: Appliance) -> Non
         assert all(Path(reader).stat().st_mode & 0o007 == 0 for reader in readers), readers
 
 
-def test_a_fresh_clone_starts_with_the_bundle_and_no_network(appliance: Appliance) -> None:
-    """make up, from nothing but the bundle, in a network namespace without a route, beside the other appliance."""
+def test_a_fresh_clone_starts_without_network_and_without_root_beside_another(appliance: Appliance) -> None:
+    """make up, as nobody, from nothing but the bundle, in a namespace without a route; then again beside the other appliance."""
     if os.geteuid() != 0:
         pytest.skip("making a network namespace needs root")
     work = Path(tempfile.mkdtemp(prefix="gridstead-offline-"))
-    work.chmod(0o755)
     try:
         run(["git", "clone", "-q", str(ROOT), str(work / "clone")])
         (work / "home").mkdir()
-        bundle = os.environ.get("GRIDSTEAD_BUNDLE", str(ROOT / "bundle"))
+        run(["chown", "-R", "nobody:nogroup", str(work)])
         env = {
-            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(work / "home"), "LANG": "C.UTF-8",
-            "GRIDSTEAD_BUNDLE": bundle, "GRIDSTEAD_ROOT": str(work / "root"), "GRIDSTEAD_PORT_OFFSET": "2000",
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(work / "home"),
+            "LANG": "C.UTF-8",
+            "GRIDSTEAD_BUNDLE": os.environ.get("GRIDSTEAD_BUNDLE", str(ROOT / "bundle")),
+            "GRIDSTEAD_PORT_OFFSET": "2000",
             "GRIDSTEAD_CAPTURE": "/nonexistent",
-        }  # fmt: skip
+        }
+        other = Appliance(work / "home/.gridstead", 2000)
+        nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        make = ["make", "-C", str(work / "clone")]
         started = time.monotonic()
-        script = f"""ip link set lo up && ! ip route | grep . && cd {work}/clone && make up &&
-                     $GRIDSTEAD_ROOT/opt/gridstead/bin/gridstead --json report > {work}/report.json; code=$?; make down; exit $code"""
-        run(["unshare", "--net", "sh", "-c", script], env=env, timeout=1200)
-        print(f"\nfirst start without a network, down again: {time.monotonic() - started:.0f} s")
-        report = json.loads((work / "report.json").read_text())
-        assert sum(row["events"] for row in report["matrix"]) > 0
+        script = 'ip link set lo up && ! ip route | grep . && "$@" && code=0 || code=1; exit $code'
+        up_and_down = [*nobody, "sh", "-c", f"{' '.join(make)} up && {' '.join(make)} down"]
+        run(["unshare", "--net", "sh", "-c", script, "sh", *up_and_down], env=env, timeout=900)
+        print(f"\nfirst start without a network and without root, main job, and stop: {time.monotonic() - started:.0f} s")
+        started = time.monotonic()
+        run([*nobody, *make, "up"], env=env, timeout=600)
+        print(f"started again with its data, beside the other appliance: {time.monotonic() - started:.0f} s")
+        try:
+            report = json.loads(run([str(other.root / "opt/gridstead/bin/gridstead"), "--json", "report"], env=env))
+            assert sum(row["events"] for row in report["matrix"]) > 0
+            assert appliance.healthy()
+        finally:
+            run([*nobody, *make, "down"], env=env, timeout=300)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The collector with real processes, sockets and databases: what is lost or doubled when one is killed, or full.
 
-No broker is needed, but for the test at the end, which wants one in GRIDSTEAD_TEST_STOMP ("host:port:user:password").
+No broker is needed, but for the test at the end, which uses the one of the appliance under test.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from typing import Any
 
 import pytest
 
+from appliance import Appliance
 from appliance_files import write_appliance
 from gridstead.collector.broker import Input, Sender, accept_messages, frame
 from gridstead.collector.store import DEAD_LETTER, EVENT, Store
 from gridstead.collector.udp import UdpReceiver
-from gridstead.config import StompClient, load
+from gridstead.config import StompClient, load, stomp_client
 from gridstead.events import MemoryOpenTable, ServerKey, XrootdJoiner
 from gridstead.simulate import simulate, simulate_packets
 from gridstead.xrootd import CloseRecord, OpenRecord, TimeRecord, decode_packet, encode_packet
@@ -605,16 +606,11 @@ def test_frames_escape_their_headers() -> None:
 
 
 @pytest.fixture
-def broker() -> StompClient:
-    where = os.environ.get("GRIDSTEAD_TEST_STOMP")
-    if not where:
-        pytest.skip(
-            'no broker: set GRIDSTEAD_TEST_STOMP to "host:port:user:password" of one that makes queues by itself'
-        )
-    host, port, user, password = where.split(":")
-    return StompClient(((host, int(port)),), user, password)
+def broker(appliance: Appliance) -> StompClient:
+    return stomp_client(load(appliance.config))
 
 
+@pytest.mark.appliance
 def test_events_travel_through_a_broker_and_back_pressure_holds(tmp_path: Path, broker: StompClient) -> None:
     """Producer, raw queue, Input, store, Sender, events queue, Input of a second store as the consumer."""
     name = f"gridstead.unit-{os.getpid()}-{time.time_ns()}"

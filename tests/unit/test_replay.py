@@ -90,9 +90,7 @@ def collector(file: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A real collector; its broker is away, so it keeps everything in its queue on disk."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     command = [sys.executable, "-m", "gridstead.collector", "--config", str(file)]
-    process = subprocess.Popen(
-        command, env=environment, stderr=open("/tmp/w/cli_coll.log", "ab"), start_new_session=True
-    )
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         yield process
     finally:

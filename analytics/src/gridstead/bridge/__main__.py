@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import signal
@@ -15,6 +14,7 @@ from gridstead.bridge.mover import Counters, Mover, Route
 from gridstead.bridge.sink import MAX_MESSAGE_BYTES, Topic
 from gridstead.collector.status import Answer, serve
 from gridstead.config import Config, ConfigError, kafka_client, load, stomp_client
+from gridstead.daemon import start
 
 EXIT_CONFIG = 78
 WEEK_MS = 7 * 86_400_000
@@ -107,18 +107,9 @@ def run(config: Config) -> int:
 
 def main() -> int:
     """Run the daemon; returns the exit code: 78 for a configuration that cannot be used, 1 for another failure."""
-    parser = argparse.ArgumentParser(prog="python -m gridstead.bridge", description=__doc__)
-    parser.add_argument("--config", metavar="FILE", required=True, help="gridstead.toml of the appliance")
-    arguments = parser.parse_args()
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03dZ bridge %(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
+    path = start("bridge", __doc__)
     try:
-        return run(load(arguments.config))
+        return run(load(path))
     except ConfigError as error:
         log.critical("%s", error)
         return EXIT_CONFIG

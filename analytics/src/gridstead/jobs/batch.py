@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--from {options.first} is after --to {options.last}")
     if options.rebuild and options.output:
         parser.error("--rebuild writes to Elasticsearch, --output does not: give one of them")
-    log_to_stderr()
+    log_to_stderr("batch")
     try:
         cfg = configuration.load(options.config)
     except configuration.ConfigError as error:

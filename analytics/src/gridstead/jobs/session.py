@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 
 from pyspark.sql import SparkSession
 
+from gridstead import daemon
 
-def log_to_stderr() -> None:
-    """Log lines of note to stderr, one a line with ISO time in UTC."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S", force=True,
-    )  # fmt: skip
-    logging.Formatter.converter = staticmethod(_utc)  # type: ignore[assignment]
+
+def log_to_stderr(name: str) -> None:
+    """Begin the log of an application, and keep the clients' own chatter out of it."""
+    daemon.log_to_stderr(name)
     for noisy in ("elastic_transport", "elasticsearch", "py4j"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def _utc(seconds: float | None = None) -> object:
-    import time
-
-    return time.gmtime(seconds)
 
 
 def session(name: str, master: str, settings: Mapping[str, str]) -> SparkSession:

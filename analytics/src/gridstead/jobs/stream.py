@@ -426,7 +426,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--config", metavar="FILE", help="gridstead.toml (default: as found by every gridstead command)"
     )
     options = parser.parse_args(arguments)
-    log_to_stderr()
+    log_to_stderr("stream")
     try:
         cfg = configuration.load(options.config)
         scratch = Path(cfg.appliance.data_dir) / "stream" / "spark"
