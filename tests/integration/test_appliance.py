@@ -72,7 +72,8 @@ def test_servers_bind_loopback_only_and_run_without_root(appliance: Appliance) -
     assert len(listening) > 20
     addresses = {line.split()[4] for line in listening}
     open_to_others = {address for address in addresses if not re.match(r"(\[::ffff:127\.0\.0\.1\]|127\.0\.0\.1|\[::1\]):", address)}
-    assert open_to_others == set()
+    # Hadoop's ShuffleHandler has no setting for its address (docs/decisions/0005); what it serves is signed with the job's token.
+    assert open_to_others == {f"*:{appliance.port(13562)}"}
     if os.geteuid() == 0:
         assert not [pid for pid in ours if Path(f"/proc/{pid}").stat().st_uid == 0]
 
