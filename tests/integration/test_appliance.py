@@ -126,12 +126,13 @@ def test_a_fresh_clone_starts_without_network_and_without_root_beside_another(ap
     try:
         run(["git", "clone", "-q", str(ROOT), str(work / "clone")])
         (work / "home").mkdir()
+        run(["cp", "-a", os.environ.get("GRIDSTEAD_BUNDLE", str(ROOT / "bundle")), str(work / "bundle")])  # nobody may not enter everywhere
         run(["chown", "-R", "nobody:nogroup", str(work)])
         env = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(work / "home"),
             "LANG": "C.UTF-8",
-            "GRIDSTEAD_BUNDLE": os.environ.get("GRIDSTEAD_BUNDLE", str(ROOT / "bundle")),
+            "GRIDSTEAD_BUNDLE": str(work / "bundle"),
             "GRIDSTEAD_PORT_OFFSET": "2000",
             "GRIDSTEAD_CAPTURE": "/nonexistent",
         }
