@@ -132,4 +132,4 @@ def command(function: F) -> F:
             failure.as_json = session.as_json
             raise
 
-    return wrapper  # type: ignore[return-value]
+    return wrapper  # type: ignore[return-value]  # a decorated function is no F to mypy

@@ -178,7 +178,7 @@ def serve_status(status: Status, bind: str, port: int) -> ThreadingHTTPServer:
     """Serve GET /health (200 or 503) and /metrics.json in a thread of its own."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             if self.path == "/health":
                 healthy = status.healthy()
                 self._answer(200 if healthy else 503, {"healthy": healthy})
