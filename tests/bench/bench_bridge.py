@@ -31,10 +31,11 @@ from confluent_kafka.admin import AdminClient
 from gridstead.bridge.__main__ import EVENTS_WINDOW_BYTES, run, topics
 from gridstead.bridge.frames import FrameReader, encode
 from gridstead.bridge.mover import BATCH_BYTES, KEY_HEADER, LINGER_S
-from gridstead.bridge.sink import Sink, SinkError
+from gridstead.bridge.sink import PARTITIONER, Sink, SinkError
 from gridstead.bridge.source import Source, SourceError
 from gridstead.collector.status import serve
 from gridstead.config import Config, ConfigError, kafka_client, load, stomp_client
+from gridstead.events import access_of
 
 QUEUE = "gridstead.bench"
 SAMPLE_S = 0.1
@@ -119,6 +120,7 @@ def run_peer(config: Config) -> int:
             **kafka_client(config),
             "enable.idempotence": True,
             "acks": "all",
+            "partitioner": PARTITIONER,
             "linger.ms": 5,
             "batch.size": 512 << 10,
             "delivery.report.only.error": True,
@@ -140,7 +142,7 @@ def run_peer(config: Config) -> int:
             except queue.Empty:
                 break
         for frame in batch:
-            producer.produce(QUEUE, frame.body, frame.headers[KEY_HEADER])
+            producer.produce(QUEUE, frame.body, access_of(frame.headers[KEY_HEADER]))
         producer.flush()
         connection.ack(batch[-1].headers["ack"])
         moved[0] += len(batch)

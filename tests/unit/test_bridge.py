@@ -18,6 +18,7 @@ from gridstead.bridge.source import Source, SourceError
 from gridstead.config import StompClient
 
 EVENTS = Route("q.events", "t.events", "t.dead", 1000, 1 << 20)
+LETTERS = Route("q.dead", "t.dead", "t.dead", 100, 1 << 20)
 LIMITS = {"t.events": 20_000, "t.dead": 40_000}
 
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -86,13 +87,24 @@ def test_broken_framing_is_refused(data: bytes) -> None:
         reader.next()
 
 
+IDENTITY = "0123456789abcdef" * 2
+
+
 def message(body: bytes, **extra: str) -> Frame:
-    return Frame("MESSAGE", {"event-id": "e1", "ack": "1", "destination": "q", "content-length": "1", **extra}, body)
+    return Frame("MESSAGE", {"event-id": IDENTITY, "ack": "1", "destination": "q", "content-length": "1", **extra}, body)
 
 
 def test_record_has_the_key_and_only_the_senders_headers() -> None:
     record = to_record(message(b"{}", site="x", _AMQ_LARGE_SIZE="2"), EVENTS, LIMITS)
-    assert record == ("t.events", "e1", b"{}", {"site": "x"})
+    assert record == ("t.events", "0123456789abcdef", b"{}", {"site": "x"})
+
+
+def test_the_key_of_an_event_is_its_access_and_of_a_dead_letter_its_identity() -> None:
+    reports = [IDENTITY, IDENTITY[:16] + "f" * 16, "f" + IDENTITY[1:]]
+    events = [to_record(Frame("MESSAGE", {"event-id": name}, b"{}"), EVENTS, LIMITS).key for name in reports]
+    assert events == [IDENTITY[:16], IDENTITY[:16], "f" + IDENTITY[1:16]]
+    letters = [to_record(Frame("MESSAGE", {"event-id": name}, b"{}"), LETTERS, LIMITS).key for name in reports]
+    assert letters == reports
 
 
 def test_record_without_identity_has_no_key() -> None:
@@ -103,7 +115,7 @@ def test_too_large_becomes_a_whole_dead_letter() -> None:
     body = bytes(range(256)) * 100
     record = to_record(message(body), EVENTS, LIMITS, lambda: 77)
     letter = json.loads(record.value)
-    assert (record.topic, record.key) == ("t.dead", "e1")
+    assert (record.topic, record.key) == ("t.dead", IDENTITY)
     assert base64.b64decode(letter["raw_base64"]) == body
     assert (letter["truncated"], letter["source"], letter["origin"], letter["received_ms"]) == (
         False,
@@ -114,7 +126,7 @@ def test_too_large_becomes_a_whole_dead_letter() -> None:
     assert letter["reason"] == "message of 25600 bytes exceeds max.message.bytes = 20000 of topic t.events"
 
 
-@given(st.integers(0, 120_000), st.sampled_from([EVENTS, Route("q.dead", "t.dead", "t.dead", 100, 1 << 20)]))
+@given(st.integers(0, 120_000), st.sampled_from([EVENTS, LETTERS]))
 def test_every_record_fits_its_topic(size: int, route: Route) -> None:
     body = b"x" * size
     record = to_record(message(body), route, LIMITS)

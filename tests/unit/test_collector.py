@@ -31,8 +31,8 @@ from gridstead.collector.broker import Input, Sender, accept_messages, frame
 from gridstead.collector.store import DEAD_LETTER, EVENT, Store
 from gridstead.collector.udp import UdpReceiver
 from gridstead.config import StompClient, load, stomp_client
-from gridstead.events import MemoryOpenTable, ServerKey, XrootdJoiner
 from gridstead.simulate import simulate, simulate_packets
+from gridstead.sources.xrootd import MemoryOpenTable, ServerKey, XrootdJoiner
 from gridstead.xrootd import CloseRecord, OpenRecord, TimeRecord, decode_packet, encode_packet
 
 START = 1_700_000_000_000
@@ -549,7 +549,7 @@ def test_a_failed_transaction_changes_nothing(tmp_path: Path) -> None:
 
 
 def _messages(*bodies: bytes) -> list[Any]:
-    return [SimpleNamespace(body=body) for body in bodies]
+    return [SimpleNamespace(body=body, headers={}) for body in bodies]
 
 
 def test_messages_become_events_or_dead_letters_in_order(tmp_path: Path) -> None:

@@ -13,19 +13,17 @@ from hypothesis import strategies as st
 
 from gridstead.events import (
     DAY_MS,
+    EVENT_ID_DIGITS,
     FIELDS,
     INT64_MAX,
     TIME_MAX_MS,
-    MemoryOpenTable,
-    ServerKey,
     ValidationError,
-    XrootdJoiner,
+    access_of,
     encode_event,
     event_id,
-    normalise,
-    normalise_json,
-    parse_json,
 )
+from gridstead.sources import normalise, normalise_json, parse_json
+from gridstead.sources.xrootd import MemoryOpenTable, ServerKey, XrootdJoiner
 from gridstead.xrootd import CloseRecord, DisconnectRecord, OpenRecord, Packet, Record, TimeRecord, TransferRecord
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -92,13 +90,43 @@ def test_a_record_is_normalised_field_by_field() -> None:
     }
 
 
+def _identity(access: str, version: str) -> str:
+    first, second = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in (access, access + version))
+    return first + second
+
+
 def test_the_identity_is_pinned() -> None:
     """It is stored in the archive for years: a change of its definition must be seen."""
-    identity = '["access","lxfsre14c04","/store/mc/file.root","client","wna220",1548441643000,1548441709000,327039,0]'
-    assert normalise(RECORD, NOW)["event_id"] == hashlib.sha256(identity.encode()).hexdigest()[:32]
+    access = '["access","lxfsre14c04","/store/mc/file.root","client","wna220",1548441643000]'
+    assert normalise(RECORD, NOW)["event_id"] == _identity(access, "[1548441709000,327039,0]")
+    access = '["access","lxfsre14c04","/store/mc/file.root","user","me",null]'
+    lost = normalise(_with(start_time=0, client_host=None, user="me"), NOW)
+    assert lost["event_id"] == _identity(access, "[1548441709000,327039,0]")
     (event,) = XrootdJoiner(MemoryOpenTable()).join(_packet(CloseRecord(7, 1, 2, 4)), "10.0.0.1", NOW).events
-    identity = '["xrootd","10.0.0.1","fileid:7@1500000000.42",1600000030000,3,4]'
-    assert event["event_id"] == hashlib.sha256(identity.encode()).hexdigest()[:32]
+    access = '["xrootd","10.0.0.1","fileid:7@1500000000.42"]'
+    assert event["event_id"] == _identity(access, "[1600000030000,3,4]")
+
+
+@pytest.mark.parametrize("start", [1548441643, None, 0])
+def test_reports_of_one_access_share_its_half_and_no_other_does(start: int | None) -> None:
+    first = normalise(_with(start_time=start), NOW)["event_id"]
+    assert len(first) == EVENT_ID_DIGITS
+    for change in ({"end_time": 1548441710}, {"read_bytes": 327040}, {"write_bytes": 1}):
+        later = normalise(_with(start_time=start, **change), NOW)["event_id"]
+        assert later != first and access_of(later) == access_of(first)
+    for other in ({"server_host": "b"}, {"file_lfn": "/b"}, {"client_host": "b"}, {"start_time": 1548441644}):
+        assert access_of(normalise(_with(**{"start_time": start, **other}), NOW)["event_id"]) != access_of(first)
+    same = {"vo": "cms", "file_size": 1, "unique_id": "b", "user": "b", "client_domain": "b"}
+    assert normalise(_with(start_time=start, **same), NOW)["event_id"] == first
+
+
+def test_a_lost_open_is_the_same_in_both_spellings() -> None:
+    assert normalise(_with(start_time=None), NOW)["event_id"] == normalise(_with(start_time=1548441709), NOW)["event_id"]
+
+
+def test_client_and_user_of_one_name_are_two() -> None:
+    client, user = _with(client_host="x", user=None), _with(client_host=None, user="x")
+    assert access_of(normalise(client, NOW)["event_id"]) != access_of(normalise(user, NOW)["event_id"])
 
 
 counts = st.integers(0, INT64_MAX)

@@ -225,6 +225,7 @@ def test_simulated_files_are_reproducible_and_can_be_replayed(tmp_path: Path) ->
     assert one == (tmp_path / "two.jsonl").read_bytes() == gzip.decompress((tmp_path / "three.jsonl.gz").read_bytes())
     recording = recorded.inspect(tmp_path / "one.jsonl")
     assert (recording.kind, recording.count) == (Kind.EVENTS, summary["messages"])
-    result = CliRunner().invoke(main, ["simulate", *common, "--packets"])
-    (tmp_path / "packets").write_bytes(result.stdout_bytes)
-    assert recorded.inspect(tmp_path / "packets").kind is Kind.PACKETS
+    for kind, found in (("packets", Kind.PACKETS), ("fts", Kind.EVENTS), ("rucio", Kind.EVENTS)):
+        result = CliRunner().invoke(main, ["simulate", *common, "--kind", kind])
+        (tmp_path / kind).write_bytes(result.stdout_bytes)
+        assert recorded.inspect(tmp_path / kind).kind is found

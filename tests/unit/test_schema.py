@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,17 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import DataFrame, Row, SparkSession
 
-from gridstead import events
+from gridstead import events, sources
 from gridstead.schema import (
     EVENT,
     FIELDS,
     MAX_BYTES,
     MAX_TIME_MS,
     PARSED,
-    dictionary_markdown,
+    SOURCE_RECORDS,
     parse_events,
     well_formed,
 )
+from gridstead.sources import SOURCES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 KAFKA = "value binary, topic string, partition int, offset long, timestamp timestamp"
 NOW = dt.datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=dt.UTC)
@@ -49,7 +56,7 @@ def test_an_event_of_the_collector_arrives_field_by_field(spark: SparkSession) -
     record = {"unique_id": "u-1", "file_lfn": "/störe/\n\"x", "server_host": "s", "end_time": 1_700_000_000,
               "start_time": 1_699_999_000,
               "read_bytes": 10, "file_size": 10, "vo": "cms", "user_dn": "/DC=org/CN=é"}  # fmt: skip
-    event = events.normalise(record, 1_700_000_001_000)
+    event = sources.normalise(record, 1_700_000_001_000)
     (row,) = parse(spark, events.encode_event(event))
     assert {name: row[name] for name in EVENT.names} == event
     assert (row["topic"], row["partition"], row["offset"], row["malformed"], row["raw"]) == ("t", 1, 0, None, None)
@@ -60,7 +67,9 @@ def test_an_event_of_the_collector_arrives_field_by_field(spark: SparkSession) -
     ("change", "reason"),
     [
         ({"event_id": None}, "event_id is missing"),
-        ({"event_id": "short"}, "not 32 characters"),
+        ({"event_id": "short"}, "not 32 hex digits"),
+        ({"event_id": "0" * 31 + "G"}, "not 32 hex digits"),
+        ({"event_id": "0" * 32 + "\n"}, "not 32 hex digits"),
         ({"source": None}, "source is missing"),
         ({"start_ms": "soon"}, "start_ms is missing"),
         ({"end_ms": 1.5}, "end_ms is missing"),
@@ -124,6 +133,22 @@ def test_every_row_is_either_an_event_or_malformed(spark: SparkSession, batch: l
             assert row["event_id"] is None and bytes(row["raw"]) == value
 
 
-def test_the_dictionary_names_every_field() -> None:
-    text = dictionary_markdown()
-    assert all(f"| `{f.name}` | " in text and f.meaning in text for f in FIELDS)
+def test_the_data_dictionary_is_fresh_and_a_stale_one_is_found(tmp_path: Path) -> None:
+    tool = [sys.executable, ROOT / "tools" / "data_dictionary.py", "--check"]
+    done = subprocess.run(tool, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "data-dictionary.md"
+    page.write_text((ROOT / "docs" / "reference" / "data-dictionary.md").read_text().replace("user name", "name"))
+    done = subprocess.run([*tool, "--page", page], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"{page} is stale" in done.stderr
+
+
+def test_what_a_source_gives_and_what_an_event_has_agree() -> None:
+    for source in SOURCES.values():
+        names = [field.name for field in source.fields]
+        assert len(names) == len(set(names)) and source.signs <= set(names)
+        given = {word for field in source.fields for word in re.findall(r"\w+", field.becomes)}
+        assert set(source.personal) <= given
+        assert all(source.signs.isdisjoint(other.signs) for other in SOURCES.values() if other is not source)
+        assert {f.name for f in FIELDS if f.required} - given <= {"event_id", "source", "read_bytes", "write_bytes", "start_ms"}
+        assert SOURCE_RECORDS[source.name].names == names

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gridstead.events import MemoryOpenTable, ValidationError, XrootdJoiner, normalise
+from gridstead.events import ValidationError
 from gridstead.simulate import simulate, simulate_packets
+from gridstead.simulate_transfers import FtsSimulation, RucioSimulation, TransferSimulation
+from gridstead.sources import normalise
+from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
 from gridstead.xrootd import TransferRecord, decode_packet
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -123,3 +126,17 @@ def test_senseless_arguments_are_refused() -> None:
         simulate(1, 10, START, 0)
     with pytest.raises(ValueError, match="max_packet_bytes"):
         simulate_packets(1, 10, START, 10, max_packet_bytes=70000)
+
+
+@pytest.mark.parametrize(("kind", "source"), [(FtsSimulation, "fts"), (RucioSimulation, "rucio")])
+def test_transfers_and_traces_are_as_many_as_asked_and_move_what_is_said(kind: type[TransferSimulation], source: str) -> None:
+    simulation = kind(5, 400, START, 7200, duplicates=0.3, late=0.2)
+    records = list(simulation)
+    assert simulation.records == len(records) > simulation.distinct == 400
+    events = {event["event_id"]: event for event in (normalise(record, NOW) for record in records)}
+    assert len(events) == 400 and {event["source"] for event in events.values()} == {source}
+    assert sum(event["read_bytes"] + event["write_bytes"] for event in events.values()) == simulation.bytes
+    assert all(START <= event["end_ms"] <= START + 7_200_000 for event in events.values())
+    ends = [normalise(record, NOW)["end_ms"] for record in records]
+    assert ends != sorted(ends), "some come late"
+    assert records == list(kind(5, 400, START, 7200, duplicates=0.3, late=0.2)) != list(kind(6, 400, START, 7200))

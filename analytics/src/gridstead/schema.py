@@ -1,8 +1,8 @@
 """The normalised event as Spark sees it: one table of fields, the StructType made from it, and the parser of Kafka
-rows.
+rows; and the StructTypes of the sources' records.
 
-:data:`FIELDS` is the only place where a field's type, unit, meaning and origin are written; :data:`EVENT` and the data
-dictionary (:func:`dictionary_markdown`) come from it.
+:data:`FIELDS` is the only place where a field's type, unit, meaning and origin are written, as each source's FIELDS is
+for its records; the StructTypes and the data dictionary (``tools/data_dictionary.py``) come from them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pyspark.sql.types import (
     BinaryType,
     BooleanType,
     DataType,
+    DoubleType,
     IntegerType,
     LongType,
     StringType,
@@ -23,6 +24,9 @@ from pyspark.sql.types import (
     StructType,
     TimestampType,
 )
+
+from gridstead.events import EVENT_ID_DIGITS
+from gridstead.sources import SOURCES
 
 
 @dataclass(frozen=True)
@@ -40,23 +44,52 @@ class Field:
 _S, _L, _B = StringType(), LongType(), BooleanType()
 
 FIELDS: Final[tuple[Field, ...]] = (
-    Field("event_id", _S, "", "identity made of the content: 32 hex digits", "events.event_id", required=True),
-    Field("source", _S, "", "xrootd or access; the first level of the archive", "collector", required=True),
-    Field("producer_id", _S, "", "the producer's own id; drawn anew when a record is converted again", "unique_id"),
-    Field("server_host", _S, "", "host that served the file", "server_host; XRootD: address of the sender"),
-    Field("server_domain", _S, "", "domain of the server", "server_domain"),
-    Field("server_username", _S, "", "account on the server", "server_username"),
-    Field("client_host", _S, "", "host that read or wrote", "client_host"),
-    Field("client_domain", _S, "", "domain of the client", "client_domain"),
-    Field("user", _S, "", "user name", "user"),
-    Field("user_dn", _S, "", "distinguished name of the user's certificate", "user_dn"),
-    Field("vo", _S, "", "virtual organisation", "vo"),
-    Field("app_info", _S, "", "what the application said of itself", "app_info"),
-    Field("file_lfn", _S, "", "logical file name", "file_lfn; XRootD: name in the open record"),
     Field(
-        "file_ref", _S, "", "XRootD: one open of one file in one run of one server", "file id, server start, server id"
+        "event_id",
+        _S,
+        "",
+        "made of the content: 16 hex digits for the access, 16 for its version",
+        "events.event_id",
+        required=True,
     ),
-    Field("file_size", _L, "bytes", "size of the file when opened", "file_size; XRootD: open record"),
+    Field("source", _S, "", "access, xrootd, fts or rucio; the first level of the archive", "collector", required=True),
+    Field(
+        "producer_id",
+        _S,
+        "",
+        "the producer's own id; drawn anew when an access record is converted again",
+        "unique_id; FTS: tr_id; Rucio: uuid",
+    ),
+    Field(
+        "server_host",
+        _S,
+        "",
+        "host that served the file",
+        "server_host; XRootD: address of the sender; FTS: the source; Rucio: the storage element",
+    ),
+    Field("server_domain", _S, "", "domain of the server", "server_domain; FTS: of its host name; Rucio: site"),
+    Field("server_username", _S, "", "account on the server", "server_username"),
+    Field("client_host", _S, "", "host that read or wrote", "client_host; FTS: the destination; Rucio: hostname"),
+    Field("client_domain", _S, "", "domain of the client", "client_domain; FTS: of its host name; Rucio: localSite"),
+    Field("user", _S, "", "user name", "user; Rucio: account"),
+    Field("user_dn", _S, "", "distinguished name of the user's certificate", "user_dn; Rucio: usrdn"),
+    Field("vo", _S, "", "virtual organisation", "vo"),
+    Field("app_info", _S, "", "what the application said", "app_info; FTS: activity; Rucio: eventType"),
+    Field(
+        "file_lfn",
+        _S,
+        "",
+        "logical file name",
+        "file_lfn; XRootD: name in the open record; FTS: Rucio's name or the path at the source; Rucio: scope:filename",
+    ),
+    Field(
+        "file_ref",
+        _S,
+        "",
+        "XRootD: one open of one file in one run of one server; FTS: one attempt",
+        "file id, server start, server id; tr_id",
+    ),
+    Field("file_size", _L, "bytes", "size of the file", "file_size; XRootD: open record; FTS: f_size; Rucio: filesize"),
     Field(
         "start_ms", _L, "ms since epoch UTC", "start of the access", "start_time; XRootD: window begin", required=True
     ),
@@ -72,6 +105,20 @@ FIELDS: Final[tuple[Field, ...]] = (
 
 EVENT: Final = StructType([StructField(f.name, f.type, nullable=True) for f in FIELDS])
 """The normalised event on the wire. All nullable: what is missing is found by :func:`parse_events`, not by a crash."""
+
+_SOURCE_TYPES: Final[dict[str, DataType]] = {
+    "string": _S,
+    "bigint": _L,
+    "boolean": _B,
+    "double": DoubleType(),
+    "struct<scope:string,name:string>": StructType([StructField("scope", _S), StructField("name", _S)]),
+}
+
+SOURCE_RECORDS: Final = {
+    source.name: StructType([StructField(f.name, _SOURCE_TYPES[f.type]) for f in source.fields])
+    for source in SOURCES.values()
+}
+"""A source's records as they come, without their envelope; by the name of the source."""
 
 POSITION: Final = StructType(
     [
@@ -98,6 +145,7 @@ MAX_TIME_MS: Final = 253_402_300_799_999
 MALFORMED_SOURCE: Final = "malformed"
 """``source`` of rows that are no events: they are archived too, so that no position of the log is missing."""
 
+_IDENTITY_PATTERN = rf"^[0-9a-f]{{{EVENT_ID_DIGITS}}}\z"
 _SOURCE_PATTERN = "^[a-z0-9_-]{1,32}$"
 
 
@@ -131,7 +179,7 @@ def well_formed(parsed: DataFrame) -> DataFrame:
 
 def _fault() -> Column:
     required = [f.name for f in FIELDS if f.required]
-    reason = F.when(F.length("event_id") != 32, F.lit("event_id is not 32 characters"))
+    reason = F.when(~F.col("event_id").rlike(_IDENTITY_PATTERN), F.lit("event_id is not 32 hex digits"))
     for name in required:
         reason = reason.when(F.col(name).isNull(), F.lit(f"{name} is missing, or the row is not a JSON object"))
     reason = reason.when(F.col("start_ms") > F.col("end_ms"), F.lit("start_ms is after end_ms"))
@@ -141,12 +189,3 @@ def _fault() -> Column:
     for name in ("read_bytes", "write_bytes"):
         reason = reason.when(~F.col(name).between(0, MAX_BYTES), F.lit(f"{name} is not from 0 to {MAX_BYTES}"))
     return reason
-
-
-def dictionary_markdown() -> str:
-    """The data dictionary of the normalised event: a Markdown table made from :data:`FIELDS`."""
-    lines = ["| field | type | unit | meaning | from |", "|---|---|---|---|---|"]
-    for f in FIELDS:
-        kind = f.type.simpleString() + (", required" if f.required else "")
-        lines.append(f"| `{f.name}` | {kind} | {f.unit} | {f.meaning} | {f.origin} |")
-    return "\n".join(lines) + "\n"

@@ -17,7 +17,8 @@ from gridstead.config import Config, ConfigError, kafka_client, load, stomp_clie
 from gridstead.daemon import start
 
 EXIT_CONFIG = 78
-WEEK_MS = 7 * 86_400_000
+DAY_MS = 86_400_000
+WEEK_MS = 7 * DAY_MS
 EVENTS_PARTITIONS = 4
 EVENTS_WINDOW_BYTES = 4 << 20
 DEADLETTER_WINDOW_BYTES = 1 << 20
@@ -28,8 +29,12 @@ log = logging.getLogger("gridstead.bridge")
 
 def topics(config: Config) -> list[Topic]:
     """The topics the bridge fills, as it makes them where they are missing."""
-    events = {"message.timestamp.type": "LogAppendTime", "retention.ms": str(WEEK_MS)}
-    letters = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(MAX_MESSAGE_BYTES)}
+    events = {"message.timestamp.type": "LogAppendTime", "retention.ms": str(config.bridge.retention_days * DAY_MS)}
+    letters = {
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": str(MAX_MESSAGE_BYTES),
+        "retention.ms": str(WEEK_MS),  # they hold names as producers sent them
+    }
     return [
         Topic(config.kafka.events_topic, EVENTS_PARTITIONS, events),
         Topic(config.kafka.deadletter_topic, 1, letters),

@@ -1,7 +1,8 @@
 """Moves one queue to one topic: receive a batch, give it to Kafka, and acknowledge it once Kafka has it.
 
 Any failure drops both connections and starts again; what was not acknowledged comes again, so Kafka may get a message
-twice but never misses one. Readers drop the second by its key, the event's identity.
+twice but never misses one. Readers drop the second by the event's identity. The key of an event is its access, so that
+all reports of an access are in one partition, in the order in which they came.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gridstead.bridge.sink import Record, Sink, SinkError, Topic
 from gridstead.bridge.source import Source, SourceError
 from gridstead.collector.store import RAW_MAX_BYTES, dead_letter
 from gridstead.config import StompClient
+from gridstead.events import access_of
 
 log = logging.getLogger("gridstead.bridge")
 
@@ -159,11 +161,14 @@ def to_record(
     limits: Mapping[str, int],
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
 ) -> Record:
-    """Turn a message into Kafka's record: key from the header ``event-id`` (none: no key), the sender's headers kept.
+    """Turn a message into Kafka's record; the sender's headers are kept.
+
+    Key: of an event the access in the header ``event-id``, of a dead letter the header whole; none without the header.
 
     A message larger than the topic's limit (bytes, by topic) becomes a dead letter, cut where even that is too large.
     """
-    key = frame.headers.get(KEY_HEADER) or None
+    identity = frame.headers.get(KEY_HEADER) or None
+    key = identity if identity is None or route.topic == route.deadletter_topic else access_of(identity)
     headers = {
         name: value
         for name, value in frame.headers.items()
@@ -176,7 +181,7 @@ def to_record(
     reason = f"message of {len(frame.body)} bytes exceeds max.message.bytes = {limit} of topic {route.topic}"
     return Record(
         route.deadletter_topic,
-        key if key is None or len(key) <= 256 else None,
+        identity if identity is None or len(identity) <= 256 else None,
         _fitting(frame.body, reason, route, limits[route.deadletter_topic], now_ms()),
         {},
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 MAX_MESSAGE_BYTES = 32 << 20
 RECORD_OVERHEAD_BYTES = 1024
@@ -18,7 +18,12 @@ RECORD_OVERHEAD_BYTES = 1024
 ADMIN_TIMEOUT_S = 10.0
 DELIVERY_TIMEOUT_S = 30.0
 TICK_S = 1.0
+PARTITIONER = "murmur2_random"
+"""Java's default: equal keys go to one partition, whichever client writes them (librdkafka's own default hashes by
+CRC-32, so a second producer or a mirror in Java would part the reports of an access); no key: any partition."""
+RETENTION = "retention.ms"
 
+log = logging.getLogger("gridstead.bridge")
 _quiet = logging.getLogger("gridstead.bridge.librdkafka")
 _quiet.addHandler(logging.NullHandler())
 _quiet.propagate = False
@@ -30,7 +35,7 @@ class SinkError(Exception):
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic and how it is made where it is missing; one that exists is left as it is."""
+    """A topic and how it is made where it is missing; of one that exists only the retention is brought in line."""
 
     name: str
     partitions: int
@@ -67,13 +72,16 @@ class Sink:
         try:
             admin = AdminClient(common)
             _make_topics(admin, wanted, replication)
-            self.limits = _limits(admin, wanted)
+            present = _settings(admin, wanted)
+            _keep(admin, wanted, present)
+            self.limits = {name: int(settings["max.message.bytes"]) for name, settings in present.items()}
             self._producer = Producer(
                 {
                     "linger.ms": 5,
                     **common,
                     "enable.idempotence": True,
                     "acks": "all",
+                    "partitioner": PARTITIONER,
                     "batch.size": min(512 << 10, *self.limits.values()),
                     "message.max.bytes": max(self.limits.values()),
                     "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
@@ -165,22 +173,37 @@ def _make_topics(admin: AdminClient, wanted: Mapping[str, Topic], replication: i
             raise SinkError(f"Kafka: topics not made within {ADMIN_TIMEOUT_S:.0f} s") from error
 
 
-def _limits(admin: AdminClient, wanted: Mapping[str, Topic]) -> dict[str, int]:
-    """max.message.bytes of each topic. A topic made a moment ago may still be unknown to the broker asked."""
+def _settings(admin: AdminClient, wanted: Mapping[str, Topic]) -> dict[str, dict[str, str]]:
+    """The settings of each topic. One made a moment ago may still be unknown to the broker asked."""
     deadline = time.monotonic() + ADMIN_TIMEOUT_S
     while True:
         try:
-            return {name: _limit(admin, name) for name in wanted}
+            return {name: _settings_of(admin, name) for name in wanted}
         except KafkaException as error:
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
 
 
-def _limit(admin: AdminClient, name: str) -> int:
+def _settings_of(admin: AdminClient, name: str) -> dict[str, str]:
     resource = ConfigResource(ResourceType.TOPIC, name)
     answer = admin.describe_configs([resource], request_timeout=ADMIN_TIMEOUT_S)[resource]
     try:
-        return int(answer.result(2 * ADMIN_TIMEOUT_S)["max.message.bytes"].value)
+        return {key: entry.value for key, entry in answer.result(2 * ADMIN_TIMEOUT_S).items()}
     except TimeoutError as error:
         raise SinkError(f"Kafka: no settings of topic {name} within {2 * ADMIN_TIMEOUT_S:.0f} s") from error
+
+
+def _keep(admin: AdminClient, wanted: Mapping[str, Topic], present: Mapping[str, Mapping[str, str]]) -> None:
+    """Change the retention of topics that exist with another one than is configured now."""
+    for name, topic in wanted.items():
+        days = topic.settings.get(RETENTION)
+        if days is None or present[name].get(RETENTION) == days:
+            continue
+        log.info("topic %s: %s was %s, is set to %s", name, RETENTION, present[name].get(RETENTION), days)
+        entry = ConfigEntry(RETENTION, days, incremental_operation=AlterConfigOpType.SET)
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
+        try:
+            admin.incremental_alter_configs([resource])[resource].result(ADMIN_TIMEOUT_S)
+        except TimeoutError as error:
+            raise SinkError(f"Kafka: the retention of topic {name} was not set in {ADMIN_TIMEOUT_S:.0f} s") from error

@@ -1,4 +1,4 @@
-"""Files that can be replayed: JSON lines of file-access events, or of captured packets; plain or gzip.
+"""Files that can be replayed: JSON lines of any source of events, or of captured packets; plain or gzip.
 
 A file is read once to check and count it, before anything is sent, and once to send it; it is never held in memory.
 """
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from gridstead.sources import SOURCES
+
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_DATAGRAM_BYTES = 65_507
-EVENT_FIELDS = frozenset(
-    "file_lfn unique_id start_time end_time read_bytes write_bytes read_bytes_at_close server_host client_host".split()
-)
+EVENT_FIELDS = frozenset().union(*(source.signs for source in SOURCES.values()))
 
 
 class InputError(ValueError):
@@ -106,8 +106,8 @@ def _kind_of(line: bytes, where: str) -> Kind:
         if EVENT_FIELDS & fields.keys():
             return Kind.EVENTS
     raise InputError(
-        f'{where}: is neither a captured packet ("data" in base64) nor a file-access event '
-        "(file_lfn, start_time, end_time, …): replay takes these two"
+        f'{where}: is neither a captured packet ("data" in base64) nor an event (a file access has end_time, an FTS '
+        "message tr_id, a Rucio trace eventType): replay takes these"
     )
 
 

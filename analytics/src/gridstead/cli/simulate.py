@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 import click
 
 from gridstead import simulate as generator
+from gridstead import simulate_transfers as transfers
 from gridstead.cli.broker import BrokerError
 from gridstead.cli.packets import SendError
 from gridstead.cli.replay import drain, not_drained
@@ -22,6 +23,7 @@ from gridstead.cli.sending import EventSender, Meter, Pace, Sink, packet_sender,
 from gridstead.cli.session import EXIT_INTERRUPTED, EXIT_USAGE, Failure, Session, command, unreachable
 from gridstead.cli.units import Moment, exact, human_bytes, utc
 
+_KINDS = ("access", "packets", "fts", "rucio")
 _FRACTIONS = {
     "duplicates": (0.05, "come twice or more"),
     "late": (0.02, "come up to six hours late"),
@@ -45,14 +47,15 @@ def _fractions(function: Any) -> Any:
 Examples:
   gridstead simulate --events 1000 -o sample.jsonl.gz
   gridstead simulate --events 100000 --seed 7 --send --wait
-  gridstead simulate --packets --events 5000 --send    XRootD packets over UDP"""
+  gridstead simulate --kind packets --events 5000 --send    XRootD packets over UDP
+  gridstead simulate --kind fts --events 5000 --send        transfers between storages"""
 )
 @click.option("--events", default=10_000, show_default=True, type=click.IntRange(1), help="Distinct events.")
 @click.option("--seed", default=1, show_default=True, help="The same seed and options give the same output.")
 @click.option("--start", "start_ms", type=Moment(), help="First end of an event, UTC (default: --span before now).")
 @click.option("--span", "span_s", default=86_400, show_default=True, type=click.IntRange(1), help="Seconds covered.")
 @_fractions
-@click.option("--packets", is_flag=True, help="XRootD f-stream packets instead of producers' JSON.")
+@click.option("--kind", default="access", show_default=True, type=click.Choice(_KINDS), help="What is simulated.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File (.gz is zipped); default: standard output.")
 @click.option("--send", is_flag=True, help="Send to the appliance instead of writing.")
 @click.option("--rate", default=0.0, type=click.FloatRange(0), help="With --send: messages a second.")
@@ -65,7 +68,7 @@ def simulate(
     seed: int,
     start_ms: int | None,
     span_s: int,
-    packets: bool,
+    kind: str,
     output: Path | None,
     send: bool,
     rate: float,
@@ -75,13 +78,14 @@ def simulate(
 ) -> None:
     """Generate events as they come: over hours, twice, late, with wrong clocks and lost opens.
 
-    The output is what ``gridstead replay`` reads. With --packets only --missing-open and --duplicates (of packets)
-    apply.
+    The output is what ``gridstead replay`` reads. Of packets only --missing-open and --duplicates apply, of fts and
+    rucio only --duplicates and --late.
     """
     if send and output:
         raise Failure("--send and --output exclude each other", "gridstead simulate --help", EXIT_USAGE)
     begin = start_ms if start_ms is not None else (int(time.time()) - span_s) // 60 * 60_000
-    source = _source(packets, seed, events, begin, span_s, fractions)
+    packets = kind == "packets"
+    source = _source(kind, seed, events, begin, span_s, fractions)
     summary: dict[str, Any] = {"seed": seed, "start_ms": begin, "span_s": span_s, "distinct_events": events}
     if not send:
         try:
@@ -119,8 +123,12 @@ def simulate(
         raise not_drained(timeout, holding)
 
 
-def _source(packets: bool, seed: int, events: int, begin: int, span_s: int, fractions: dict[str, float]) -> Any:
-    if packets:
+def _source(kind: str, seed: int, events: int, begin: int, span_s: int, fractions: dict[str, float]) -> Any:
+    if kind in ("fts", "rucio"):
+        simulation = transfers.FtsSimulation if kind == "fts" else transfers.RucioSimulation
+        some = {name: fractions[name] for name in ("duplicates", "late")}
+        return simulation(seed, events, begin, span_s, **some)
+    if kind == "packets":
         missing, repeat = fractions["missing_open"], fractions["duplicates"]
         return generator.simulate_packets(seed, events, begin, span_s, missing_open=missing, repeat=repeat)
     return generator.simulate(seed, events, begin, span_s, **fractions)

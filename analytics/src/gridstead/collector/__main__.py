@@ -11,6 +11,7 @@ from gridstead.collector.store import StoreError
 from gridstead.collector.worker import SOCKET_ENVIRONMENT, WorkerError, run_worker
 from gridstead.config import ConfigError, load
 from gridstead.daemon import start
+from gridstead.pseudonyms import KeyringError
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
             run_worker(config)
             return 0
         return run_parent(config)
-    except (ConfigError, StoreError) as error:
+    except (ConfigError, KeyringError, StoreError) as error:
         log.critical("%s", error)
         return EXIT_CONFIG
     except (ParentError, WorkerError) as error:

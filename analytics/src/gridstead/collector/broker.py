@@ -22,7 +22,8 @@ from stomp.utils import Frame
 
 from gridstead.collector.store import DEAD_LETTER, Row, Store
 from gridstead.config import StompClient
-from gridstead.events import Event, ValidationError, normalise_json
+from gridstead.events import Event, ValidationError
+from gridstead.sources import SOURCE_HEADER, normalise_json
 
 log = logging.getLogger("gridstead.collector")
 logging.getLogger("stomp.py").setLevel(logging.CRITICAL)  # it logs each attempt; the links below log changes of state
@@ -350,8 +351,8 @@ class Input(_Reconnecting):
 
 
 def accept_messages(store: Store, frames: Sequence[Any], origin: str, max_message_bytes: int, received_ms: int) -> None:
-    """Normalise messages (objects with a ``body`` of bytes) and queue them in one commit, the bad ones as dead
-    letters.
+    """Normalise messages (objects with a ``body`` of bytes and ``headers``) and queue them in one commit, the bad ones
+    as dead letters.
     """
     outcomes: list[Event | tuple[str, bytes]] = []
     for message in frames:
@@ -360,7 +361,7 @@ def accept_messages(store: Store, frames: Sequence[Any], origin: str, max_messag
             outcomes.append((f"message of {len(body)} bytes exceeds max_message_bytes = {max_message_bytes}", body))
             continue
         try:
-            outcomes.append(normalise_json(body, received_ms))
+            outcomes.append(normalise_json(body, received_ms, message.headers.get(SOURCE_HEADER)))
         except ValidationError as error:
             outcomes.append((str(error), body))
     with store.transaction() as change:

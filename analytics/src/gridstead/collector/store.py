@@ -14,12 +14,13 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gridstead.events import Event, FileState, ServerKey, encode_event
+from gridstead.events import Event, encode_event
+from gridstead.sources.xrootd import FileState, ServerKey
 
 EVENT, DEAD_LETTER = 0, 1
 """Kinds of rows of the queue."""
@@ -94,11 +95,21 @@ class Store:
     connection.
     """
 
-    def __init__(self, path: Path, *, queue_max_bytes: int, join_horizon_s: int) -> None:
-        """Open or make the database at ``path``. Raises StoreError."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        queue_max_bytes: int,
+        join_horizon_s: int,
+        protect: Callable[[Event], Event] | None = None,
+    ) -> None:
+        """Open or make the database at ``path``; ``protect`` takes names out of each event that is queued. Raises
+        StoreError.
+        """
         self.path = path
         self.queue_max_bytes = queue_max_bytes
         self.join_horizon_ms = join_horizon_s * 1000
+        self.protect = protect
         self.arrived = threading.Event()
         self._lock = FairLock()
         self._servers: dict[ServerKey, tuple[int, int]] = {}
@@ -215,7 +226,7 @@ class Store:
 
 
 class Transaction:
-    """Changes within one commit. Also the joiner's table of open files (:class:`gridstead.events.OpenTable`)."""
+    """Changes within one commit. Also the joiner's table of open files (``gridstead.sources.xrootd.OpenTable``)."""
 
     def __init__(self, store: Store, db: sqlite3.Connection) -> None:
         """Begin with nothing changed; made by :meth:`Store.transaction` only."""
@@ -249,9 +260,13 @@ class Transaction:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def add_events(self, events: Sequence[Event]) -> None:
-        """Queue events, in order."""
+        """Queue events, in order; names are taken out of them here, so that none goes past it."""
         if not events:
             return
+        protect = self._store.protect
+        if protect is not None:
+            for event in events:
+                protect(event)
         rows = [(EVENT, event["event_id"], encode_event(event)) for event in events]
         self._add(rows)
         self.count("events", len(rows))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from gridstead.collector.store import Store, Transaction
-from gridstead.events import XrootdJoiner
+from gridstead.sources.xrootd import XrootdJoiner
 from gridstead.xrootd import DecodeError, OtherStreamError, Packet, decode_packet
 
 log = logging.getLogger("gridstead.collector")

@@ -26,7 +26,8 @@ from gridstead.collector.broker import Input, Sender
 from gridstead.collector.status import Answer, serve
 from gridstead.collector.store import Store, StoreError
 from gridstead.collector.udp import UdpReceiver, kernel_drops
-from gridstead.config import Config, stomp_client
+from gridstead.config import Config, pseudonym_keys, stomp_client
+from gridstead.pseudonyms import KeyringError, Pseudonyms
 
 log = logging.getLogger("gridstead.collector")
 
@@ -73,13 +74,17 @@ class Worker:
     """All parts of the worker together."""
 
     def __init__(self, config: Config, sock: socket.socket, *, used: bool) -> None:
-        """Open the store and prepare the links. Raises StoreError, ConfigError."""
+        """Open the store and prepare the links. Raises StoreError, ConfigError, KeyringError."""
         settings = config.collector
         self.config = config
         self.sock = sock
         self.data_dir = Path(settings.data_dir)
+        self.pseudonyms = Pseudonyms(pseudonym_keys(config)) if settings.pseudonymise else None
         self.store = Store(
-            self.data_dir / DATABASE, queue_max_bytes=settings.queue_max_bytes, join_horizon_s=settings.join_horizon_s
+            self.data_dir / DATABASE,
+            queue_max_bytes=settings.queue_max_bytes,
+            join_horizon_s=settings.join_horizon_s,
+            protect=self.pseudonyms.protect if self.pseudonyms else None,
         )
         self.udp = UdpReceiver(sock, self.store, used=used)
         client = stomp_client(config)
@@ -193,6 +198,8 @@ class Worker:
 
     def _keep_house(self) -> None:
         while not self._end.wait(5):
+            if self.pseudonyms is not None:
+                self.pseudonyms.refresh()
             try:
                 self.store.sweep(time.time_ns() // 1_000_000)
             except Exception as error:  # a full disk passes; the receiver reports it
@@ -222,6 +229,7 @@ class Worker:
             "kernel_drops": drops,
             "sender_connected": self.sender.connected,
             "input_connected": self.input.connected,
+            "pseudonym_key": self.pseudonyms.generation if self.pseudonyms else None,
             "uptime_s": round(time.time() - self.started, 1),
             "pid": os.getpid(),
         }
@@ -239,7 +247,10 @@ def _fatal(name: str, run: Callable[[], None]) -> None:
 
 
 def run_worker(config: Config) -> None:
-    """Run as the worker of a parent which passed the socket in the environment. Raises WorkerError, StoreError."""
+    """Run as the worker of a parent which passed the socket in the environment.
+
+    Raises WorkerError, StoreError, KeyringError.
+    """
     number, _, used = os.environ[SOCKET_ENVIRONMENT].partition(":")
     sock = socket.socket(fileno=int(number))
     os.set_inheritable(sock.fileno(), False)
@@ -248,4 +259,4 @@ def run_worker(config: Config) -> None:
         Worker(config, sock, used=used == "1").run()
 
 
-__all__ = ["SOCKET_ENVIRONMENT", "StoreError", "Worker", "WorkerError", "run_worker"]
+__all__ = ["SOCKET_ENVIRONMENT", "KeyringError", "StoreError", "Worker", "WorkerError", "run_worker"]
