@@ -168,6 +168,17 @@ def pip_target(lock: str, into: Path) -> None:
     shutil.rmtree(into / "bin", ignore_errors=True)
 
 
+PYARROW_UNUSED = ("include", "includes", "src", "tests", "*flight*", "*_s3*", "libarrow_python.so", "libarrow_python.so.*.*.*")
+"""64 of its 166 MB: headers, tests, RPC and S3 that nothing else is linked with, and copies where a link would be."""
+
+
+def trim(package: Path, unused: tuple[str, ...]) -> None:
+    """Delete what of a package is not used here."""
+    for pattern in unused:
+        for path in package.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 # --- components ----------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +243,7 @@ def supervisor(_server: str, tree: Path, _scratch: Path) -> None:
 def gridstead(_server: str, tree: Path, scratch: Path) -> None:
     """Our own distribution with the libraries it needs, and its wheel for the release of the jobs."""
     pip_target("runtime.lock", tree / "lib")
+    trim(tree / "lib" / "pyarrow", PYARROW_UNUSED)
     source = scratch / "analytics"
     shutil.copytree(ROOT / "analytics", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "build"))
     build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tree / "wheels"), str(source)]

@@ -1,0 +1,56 @@
+"""Which of the archived rows count: duplicates and superseded versions left out, in the batch.
+
+The definition (the stream's index and the tests' oracle follow the same): of equal ``event_id`` only the row with the
+lowest position in the log counts. The first 16 characters of an ``event_id`` name the access, and a version of an
+access (an ``event_id``) is superseded where a ``producer_id`` that carried it also carried a later one of the same
+access; later is the greater (end_ms, read_bytes + write_bytes, event_id), taken from the row that counts. Rows without
+``producer_id`` supersede nothing and are not superseded by it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+ACCESS_DIGITS: Final = 16
+"""How many digits of an ``event_id`` name the access."""
+
+MANY: Final = 5_000_000
+"""From so many accesses with several rows on, they are found by shuffling all rows instead of sending every worker a
+list (8 bytes each, some 100 MB in a worker's memory)."""
+
+
+def distinct_events(rows: DataFrame, many: int = MANY) -> DataFrame:
+    """The rows that count, of well-formed rows of schema.EVENT and schema.POSITION, their columns as they are.
+
+    Nearly every access is one row, so the accesses of several rows are found first, by 64 bits of hash alone (an access
+    too many does no harm), in a Spark job that runs at once; only their rows are then shuffled, compared and sorted.
+    Not for streams.
+    """
+    access = F.xxhash64(F.substring("event_id", 1, ACCESS_DIGITS))
+    hashes = rows.select(access.alias("_access"))
+    counted = hashes.groupBy("_access").agg(F.count(F.lit(1)).alias("_rows"))
+    several = counted.where(F.col("_rows") > 1).select("_access").localCheckpoint()
+    if several.count() > many:
+        return _counting(rows)
+    listed = F.broadcast(several)
+    single = rows.join(listed, access == F.col("_access"), "left_anti")
+    return single.unionByName(_counting(rows.join(listed, access == F.col("_access"), "left_semi")))
+
+
+def _counting(rows: DataFrame) -> DataFrame:
+    """The definition itself, by one shuffle of all rows."""
+    version = F.struct("_age", "event_id")
+    same = Window.partitionBy("_access", "event_id")
+    carried = Window.partitionBy("_access", "producer_id")
+    moved = F.col("read_bytes") + F.col("write_bytes")
+    first = same.orderBy("topic", "partition", "offset")
+    ranked = rows.withColumn("_access", F.substring("event_id", 1, ACCESS_DIGITS)).withColumns({
+        "_rank": F.row_number().over(first),
+        "_age": F.first(F.struct("end_ms", moved.alias("moved"))).over(first),
+    })  # fmt: skip
+    overtaken = F.col("producer_id").isNotNull() & (version < F.max(version).over(carried))
+    judged = ranked.withColumn("_overtaken", overtaken).withColumn("_superseded", F.max("_overtaken").over(same))
+    return judged.where((F.col("_rank") == 1) & ~F.col("_superseded")).select(*rows.columns)
