@@ -1,0 +1,66 @@
+"""The archive: every row of the log as Parquet, each position once, and the record of what is committed.
+
+Layout under the archive's root::
+
+    events/source=<source>/date=<YYYY-MM-DD of end_ms, UTC>/<commit>-<n>.parquet
+    commits/<YYYY-MM-DD of the commit, UTC>/<commit>.json     the manifests
+    staging/<kind>-<commit>/                                  what is being written
+    writers/<epoch>                                           one number for each start of a stream
+    retention/<events|malformed>-before-<YYYY-MM-DD>          the days that were given up
+    locks/maintenance                                         held by compaction and retention
+
+``<commit>`` is ``<first>-<last>-<epoch>-<nonce>`` (:class:`Token`). Commits are numbered 1, 2, 3…; compaction replaces
+the commits first to last by one, in one step: as soon as its manifest is there, theirs no longer count. So names alone
+say which files count, and neither a reader nor a writer lists the history or opens a manifest that it does not need.
+Rows that are no events are kept under source=malformed, with their date in the log, so that every position is there.
+
+All access is by Hadoop's FileSystem inside the JVM of Spark, thus the same on HDFS, file:// and S3A. On an object
+store a rename is a copy: correct, since only the manifest (one object) decides, but slower.
+"""
+
+from gridstead.archive.checkpoint import CheckpointLog
+from gridstead.archive.commits import manifests
+from gridstead.archive.compaction import Compaction, Compactor
+from gridstead.archive.files import Files
+from gridstead.archive.increments import Increments, increment
+from gridstead.archive.layout import ARCHIVED, DAY_MS
+from gridstead.archive.manifest import ArchiveError, CommittedFile, Manifest, Positions, Ranges, Token
+from gridstead.archive.reader import (
+    committed_files,
+    committed_positions,
+    days,
+    read_events,
+    read_malformed,
+    starting_offsets,
+)
+from gridstead.archive.retention import Retention, retain
+from gridstead.archive.verify import Verifier
+from gridstead.archive.writer import ArchiveWriter
+
+__all__ = [
+    "ARCHIVED",
+    "DAY_MS",
+    "ArchiveError",
+    "ArchiveWriter",
+    "CheckpointLog",
+    "CommittedFile",
+    "Compaction",
+    "Compactor",
+    "Files",
+    "Increments",
+    "Manifest",
+    "Positions",
+    "Ranges",
+    "Retention",
+    "Token",
+    "Verifier",
+    "committed_files",
+    "committed_positions",
+    "days",
+    "increment",
+    "manifests",
+    "read_events",
+    "read_malformed",
+    "retain",
+    "starting_offsets",
+]
