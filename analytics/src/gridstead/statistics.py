@@ -1,171 +1,221 @@
 """Statistics of events by time bin: pure DataFrame functions, the same for batch, stream and tests.
 
-Bins are half-open, ``[k * bin_ms, (k + 1) * bin_ms)``, and are named by their end, ``bin_end_ms = (k + 1) * bin_ms``.
-An event is the half-open interval [start, end): one that ends exactly on an edge ends in the bin that this edge closes
-and does not touch the next. An event of zero length belongs whole to the bin that holds its start.
-
-Shares are integers that add up: with T = end - start, B = bytes, and c(i) the overlap accumulated up to the end of
-bin i, bytes(i) = f(c(i)) - f(c(i - 1)), f(c) = q * c + floor(r * c / T), q = B div T, r = B mod T. No term overflows
-64 bits: q * c <= B, and r * c < T * T, which fits while T <= 3,037,000,499 ms (35 days); a longer event (never seen,
-but a lost clock can make one) takes the same formula in decimal(38).
-
-Cap: of an event that touches more than ``max_bins`` bins the latest ``max_bins`` are kept, and what was moved before
-them (bytes and time) is booked whole on the first bin kept. Thus the sum over bins is always the sum over events;
-each such event adds 1 to ``capped`` of that bin.
+All of them are additive: each value is a sum of integers over events, so a change of the counted events is a change of
+the sums. What a bin is and how an event is shared out over bins: :mod:`gridstead.shares`. The definitions are those of
+DOMAIN; "unknown" stands for what is null.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import BooleanType, DataType, StringType, StructField, StructType
 
-BIN_MS: Final = 600_000
-MAX_BINS: Final = 1008
-"""7 days of 10-minute bins."""
+from gridstead.shares import BIN_MS, MAX_BINS, by_bin
+from gridstead.statistic import STATISTICS, Statistic
+
+UNKNOWN: Final = "unknown"
 
 LABEL_CHARACTERS: Final = 255
 """A name in a key is cut after this many characters: no VO or domain is longer, and a search engine's terms are
 bounded."""
+
+FILE_CHARACTERS: Final = 4096
+"""The same for a file's name: no file system takes a longer path, and in UTF-8 it stays below 32,766 bytes, a search
+engine's longest term."""
 
 KEY_BYTES: Final = 512
 """A longer key is replaced by its SHA-256 (the bin stays readable): the search engine takes ids up to this size."""
 
 LONG_MAX: Final = (1 << 63) - 1
 
-TRANSFER_KEY: Final = ("vo", "src", "dst", "is_remote", "is_transfer", "activity", "bin_end_ms")
-TRANSFER_COLUMNS: Final = (
-    "key",
-    *TRANSFER_KEY,
-    "bin_ms",
-    "active",
-    "finished",
-    "bytes",
-    "active_time",
-    "capped",
-    "update_time",
-)
+_DIMENSIONS: Final = ("vo", "src", "dst", "server_domain", "file", "user_domain", "user", "is_remote", "is_transfer",
+                      "activity")  # fmt: skip
+"""All dimensions, in an order that contains that of every statistic."""
 
-_SQUARE_FITS: Final = 3_037_000_499  # the largest T whose square is below 2**63
+_SUMMED: Final = {"active": "events", "bytes": "moved", "active_time": "time"}
+"""Values of a statistic that are the sum of a column of another name."""
+
+_NEEDS: Final = {"transfers": ("moved",), "access": ("read_bytes", "write_bytes"), "presence": (),
+                 "users": ("read_single_bytes", "read_vector_bytes")}  # fmt: skip
+"""The amounts to be shared out over bins."""
 
 
-def transfer_statistics(events: DataFrame, bin_ms: int = BIN_MS, max_bins: int = MAX_BINS) -> DataFrame:
-    """Transfer statistics by VO, source, destination and bin; source of the definitions: docs of the module, DOMAIN.
+def statistics(
+    events: DataFrame, which: Sequence[str] = tuple(STATISTICS), bin_ms: int = BIN_MS, max_bins: int = MAX_BINS
+) -> DataFrame:
+    """Statistics of events, any of :data:`STATISTICS` in one pass and one shuffle.
 
-    Input: distinct well-formed events (schema.EVENT, and ``timestamp`` of the log where there is one). Output columns,
-    in the order of :data:`TRANSFER_COLUMNS`:
+    Input: distinct well-formed events (schema.EVENT). A column ``sign`` (+1: counted now, -1: no longer counted) makes
+    it changes, and the result is what to add; then rows whose values are all 0 are left out. Output:
 
-    - ``key``: the key's parts joined by "|" (in them % and | are written %25 and %7C); the document id
-    - ``vo``, ``src``, ``dst``: null reads "unknown"; the domains, or the host where only that is known. Data flows
-      client -> server on activity "w", server -> client otherwise
+    - ``statistic``: its name; ``key``: the key's parts and ``bin_end_ms`` joined by "|" (in names % and | are written
+      %25 and %7C), a key of over :data:`KEY_BYTES` as ``sha256-<hex>|<bin_end_ms>``; the id of the document
+    - ``bin_end_ms``: bigint; ``dimensions``: a JSON object of the key's parts without the bin, names in full
+    - ``values``: array of bigint in the order of ``STATISTICS[statistic].values``. A sum that leaves 64 bits reads
+      2**63 - 1
+
+    Dimensions:
+
+    - ``src``, ``dst``: domains, or the host where only that is known. Data flows client -> server on activity "w",
+      server -> client otherwise. ``activity``: "w" if bytes were written, else "r" if bytes were read, else "u"
+    - ``server_domain``: as in src and dst. ``user_domain``: the client's domain, else the user name on the server (and
+      not the client's host: the statistic asks who reads a file, and a farm has thousands of hosts). ``file``: the
+      logical name
     - ``is_remote``: both domains are known and differ. ``is_transfer``: read + written = file size > 0
-    - ``activity``: "w" if bytes were written, else "r" if bytes were read, else "u"
-    - ``bin_end_ms``, ``bin_ms``: end and length of the bin, ms
-    - ``active``: events that overlap the bin; ``finished``: events whose last bin it is
-    - ``bytes``: read + written, apportioned; ``active_time``: ms, apportioned. Both stop at 2**63 - 1
-    - ``capped``: events whose part before the cap is booked here
-    - ``update_time``: the latest log timestamp among the events counted, ms; null where the input has none
 
-    One aggregation, native expressions only, so that it is allowed on a stream in update mode.
+    Values, each of the events that overlap the bin:
+
+    - ``active``, ``events``: their number; ``finished``: of those whose last bin it is; ``capped``: of those whose part
+      before the cap is booked here
+    - ``bytes``: read + written, shared out; ``active_time``: overlap, ms
+    - ``reads``, ``read_bytes``, ``read_time``: events that read anything, the bytes they read here, and their overlap,
+      ms; ``writes``, ``write_bytes``, ``write_time`` likewise
+    - ``read_single_bytes``, ``read_vector_bytes``: shared out, each by itself; unknown counts 0
+    - ``file_size_sum``: the sum of the known file sizes, whole in every bin; ``file_size_known``: how many are known
+
+    ``presence`` leaves out events of an unknown user: its documents of a bin are the distinct active users.
     """
-    if bin_ms < 1 or max_bins < 1:
-        raise ValueError(f"bin_ms and max_bins must be at least 1, not {bin_ms} and {max_bins}")
-    logged = F.col("timestamp") if "timestamp" in events.columns else F.lit(None).cast("timestamp")
-    wrote = F.col("write_bytes") > 0
+    wanted = _wanted(which)
+    signed = "sign" in events.columns
+    described = _described(events.withColumn("sign", (F.col("sign") if signed else F.lit(1)).cast("long")), "sign")
+    amounts = sorted({amount for statistic in wanted for amount in _NEEDS[statistic.name]})
+    dimensions = [name for name in _DIMENSIONS if any(name in statistic.dimensions for statistic in wanted)]
+    carried = [*dimensions, "size", "did_read", "did_write", "sign"]
+    binned = by_bin(described, amounts, carried, bin_ms, max_bins)
+    contributions = _contributions(binned, amounts)
+    summed = {_SUMMED.get(value, value) for statistic in wanted for value in statistic.values}
+    sets = [[*statistic.dimensions, "bin_end_ms"] for statistic in wanted]
+    totals = contributions.groupingSets(sets, *dimensions, "bin_end_ms").agg(
+        _which(wanted, dimensions).alias("statistic"),
+        *[F.try_sum(name).alias(name) for name in sorted(summed)],
+    )
+    if "presence" in which:
+        totals = totals.where((F.col("statistic") != "presence") | (F.col("user") != UNKNOWN))
+    table = totals.select(
+        "statistic",
+        _key(dimensions).alias("key"),
+        "bin_end_ms",
+        F.to_json(F.struct(*dimensions), {"ignoreNullFields": "true"}).alias("dimensions"),
+        _values(wanted).alias("values"),
+    )
+    return table.where(F.exists("values", lambda value: value != 0)) if signed else table
+
+
+def typed(table: DataFrame, name: str, bin_ms: int = BIN_MS) -> DataFrame:
+    """One statistic as a flat table: ``key``, its dimensions, ``bin_end_ms``, ``bin_ms``, its values.
+
+    ``table`` is what :func:`statistics` gave, with the same ``bin_ms``. ``access`` gets a last column
+    ``average_file_size`` (double, bytes; null where no size is known). Raises KeyError for an unknown name.
+    """
+    statistic = STATISTICS[name]
+    schema = StructType([StructField(part, _type(part)) for part in statistic.dimensions])
+    parts = table.where(F.col("statistic") == name).withColumn("_d", F.from_json("dimensions", schema))
+    average = F.try_divide(F.col("file_size_sum").cast("double"), F.col("file_size_known").cast("double"))
+    flat = parts.select(
+        "key",
+        *[F.col("_d")[part].alias(part) for part in statistic.dimensions],
+        "bin_end_ms",
+        F.lit(bin_ms).cast("long").alias("bin_ms"),
+        *[F.col("values")[index].alias(value) for index, value in enumerate(statistic.values)],
+    )
+    return flat.withColumn("average_file_size", average) if "file_size_known" in statistic.values else flat
+
+
+def _wanted(which: Sequence[str]) -> list[Statistic]:
+    unknown = sorted(set(which) - STATISTICS.keys())
+    if unknown or not which:
+        raise ValueError(f"no such statistics: {unknown or 'none given'}; there are {', '.join(STATISTICS)}")
+    return [statistic for name, statistic in STATISTICS.items() if name in which]
+
+
+def _described(events: DataFrame, carried: str) -> DataFrame:
+    """Events with the dimensions and amounts of all statistics, and ``carried``; unused ones the optimiser drops."""
+    wrote, read = F.col("write_bytes") > 0, F.col("read_bytes") > 0
     moved = F.col("read_bytes") + F.col("write_bytes")
     client = _label(F.coalesce("client_domain", "client_host"))
     server = _label(F.coalesce("server_domain", "server_host"))
-    start, end = F.col("start_ms"), F.col("end_ms")
-    first = _bin(start, bin_ms)
-    last = F.greatest(first, _bin(end - 1, bin_ms))  # a zero-length event on an edge stays in the bin that begins there
-    spans = events.select(
+    return events.select(
+        "start_ms", "end_ms", "read_bytes", "write_bytes",
+        moved.alias("moved"),
+        *[F.greatest(F.coalesce(name, F.lit(0)), F.lit(0)).alias(name)
+          for name in ("read_single_bytes", "read_vector_bytes")],
+        F.when(F.col("file_size") >= 0, F.col("file_size")).alias("size"),
+        read.alias("did_read"),
+        wrote.alias("did_write"),
+        carried,
         _label(F.col("vo")).alias("vo"),
         F.when(wrote, client).otherwise(server).alias("src"),
         F.when(wrote, server).otherwise(client).alias("dst"),
+        server.alias("server_domain"),
+        _label(F.col("file_lfn"), FILE_CHARACTERS).alias("file"),
+        _label(F.coalesce("client_domain", "server_username")).alias("user_domain"),
+        _label(F.col("user")).alias("user"),
         F.coalesce(F.col("client_domain") != F.col("server_domain"), F.lit(False)).alias("is_remote"),
         F.coalesce((moved == F.col("file_size")) & (moved > 0), F.lit(False)).alias("is_transfer"),
-        F.when(wrote, "w").when(F.col("read_bytes") > 0, "r").otherwise("u").alias("activity"),
-        start.alias("start"),
-        end.alias("end"),
-        moved.alias("moved"),
-        F.greatest(first, last - (max_bins - 1)).alias("kept"),
-        (last - first >= max_bins).alias("over"),
-        last.alias("last"),
-        logged.alias("logged"),
-    )
-    shares = spans.select("*", F.explode(F.sequence("kept", "last")).alias("k"))
-    length = F.col("end") - F.col("start")
-    upto = F.least(F.col("end"), (F.col("k") + 1) * bin_ms) - F.col("start")
-    is_first = F.col("k") == F.col("kept")
-    before = F.when(is_first, F.lit(0).cast("long")).otherwise(F.col("k") * bin_ms - F.col("start"))
-    shares = shares.select(*TRANSFER_KEY[:-1], "k", "last", "over", "moved", "logged",
-                           length.alias("length"), upto.alias("upto"), before.alias("before"),
-                           is_first.alias("is_first"))  # fmt: skip
-    share = (
-        F.when(F.col("length") == 0, F.col("moved"))
-        .when(F.col("is_first") & (F.col("k") == F.col("last")), F.col("moved"))
-        .otherwise(_cumulative(F.col("upto")) - _cumulative(F.col("before")))
-    )
-    binned = shares.select(
-        *TRANSFER_KEY[:-1],
-        ((F.col("k") + 1) * bin_ms).alias("bin_end_ms"),
-        (F.col("k") == F.col("last")).cast("long").alias("ends"),
-        (F.col("is_first") & F.col("over")).cast("long").alias("cut"),
-        share.alias("share"),
-        (F.col("upto") - F.col("before")).alias("time"),
-        "logged",
-    )
-    totals = binned.groupBy(*TRANSFER_KEY).agg(
-        F.count(F.lit(1)).alias("active"),
-        F.sum("ends").alias("finished"),
-        F.try_sum("share").alias("bytes"),
-        F.try_sum("time").alias("active_time"),
-        F.sum("cut").alias("capped"),
-        F.max("logged").alias("logged"),
-    )
-    return totals.select(
-        _key().alias("key"),
-        *TRANSFER_KEY,
-        F.lit(bin_ms).cast("long").alias("bin_ms"),
-        "active",
-        "finished",
-        F.coalesce("bytes", F.lit(LONG_MAX)).alias("bytes"),
-        F.coalesce("active_time", F.lit(LONG_MAX)).alias("active_time"),
-        "capped",
-        F.unix_millis("logged").alias("update_time"),
-    )
+        F.when(wrote, "w").when(read, "r").otherwise("u").alias("activity"),
+    )  # fmt: skip
 
 
-def _label(name: Column) -> Column:
-    return F.substring(F.coalesce(name, F.lit("unknown")), 1, LABEL_CHARACTERS)
+def _contributions(binned: DataFrame, amounts: Sequence[str]) -> DataFrame:
+    """What each event adds to each value in each bin, its sign included."""
+    sign = F.col("sign")
+
+    def only(condition: Column, value: Column) -> Column:
+        return F.when(condition, value).otherwise(F.lit(0).cast("long"))
+
+    return binned.withColumns({
+        **{name: F.col(name) * sign for name in amounts},
+        "events": sign,
+        "finished": only(F.col("ends"), sign),
+        "capped": only(F.col("cut"), sign),
+        "time": F.col("time") * sign,
+        "file_size_sum": only(F.col("size").isNotNull(), F.col("size") * sign),
+        "file_size_known": only(F.col("size").isNotNull(), sign),
+        "reads": only(F.col("did_read"), sign),
+        "read_time": only(F.col("did_read"), F.col("time") * sign),
+        "writes": only(F.col("did_write"), sign),
+        "write_time": only(F.col("did_write"), F.col("time") * sign),
+    })  # fmt: skip
 
 
-def _bin(ms: Column, bin_ms: int) -> Column:
-    """The number of the bin that holds a time: floor division in integers (``div`` alone truncates towards zero)."""
-    return F.call_function("div", ms - F.pmod(ms, F.lit(bin_ms).cast("long")), F.lit(bin_ms).cast("long"))
+def _which(wanted: Sequence[Statistic], dimensions: Sequence[str]) -> Column:
+    """The name of the statistic that a grouping set belongs to: the dimensions that it groups by tell."""
+    grouping = F.grouping_id(*dimensions, "bin_end_ms")
+    name = F.lit(None).cast("string")
+    for statistic in wanted:
+        absent = "".join("0" if dimension in statistic.dimensions else "1" for dimension in dimensions)
+        name = F.when(grouping == int(absent + "0", 2), statistic.name).otherwise(name)
+    return name
 
 
-def _cumulative(c: Column) -> Column:
-    """f(c) of the module's documentation, with columns ``moved`` (B) and ``length`` (T > 0)."""
-    # HotSpot's compiler may hoist a division above the guard of its divisor, and crash: so this is never zero.
-    moved, length = F.col("moved"), F.greatest(F.col("length"), F.lit(1))
-    q, r = F.call_function("div", moved, length), F.pmod(moved, length)
-    narrow = F.call_function("div", r * c, length)
-    wide = F.call_function("div", _wide(r) * _wide(c), _wide(length))
-    return q * c + F.when(length <= _SQUARE_FITS, narrow).otherwise(wide)
+def _values(wanted: Sequence[Statistic]) -> Column:
+    values = F.lit(None).cast("array<bigint>")
+    for statistic in wanted:
+        sums = [F.coalesce(_SUMMED.get(value, value), F.lit(LONG_MAX)) for value in statistic.values]
+        values = F.when(F.col("statistic") == statistic.name, F.array(*sums)).otherwise(values)
+    return values
 
 
-def _wide(value: Column) -> Column:
-    return value.cast("decimal(19,0)")
+def _label(name: Column, characters: int = LABEL_CHARACTERS) -> Column:
+    return F.substring(F.coalesce(name, F.lit(UNKNOWN)), 1, characters)
 
 
-def _key() -> Column:
+def _type(dimension: str) -> DataType:
+    return BooleanType() if dimension.startswith("is_") else StringType()
+
+
+def _key(dimensions: Sequence[str]) -> Column:
+    """The key's parts joined; null is what a statistic does not group by."""
+
     def escaped(name: str) -> Column:
+        if isinstance(_type(name), BooleanType):
+            return F.col(name).cast("string")
         return F.replace(F.replace(F.col(name), F.lit("%"), F.lit("%25")), F.lit("|"), F.lit("%7C"))
 
-    parts = [escaped(name) for name in ("vo", "src", "dst")]
-    parts += [F.col(name).cast("string") for name in ("is_remote", "is_transfer", "activity", "bin_end_ms")]
-    key = F.concat_ws("|", *parts)
+    key = F.concat_ws("|", *[escaped(name) for name in dimensions], F.col("bin_end_ms").cast("string"))
     short = F.concat(F.lit("sha256-"), F.sha2(key, 256), F.lit("|"), F.col("bin_end_ms").cast("string"))
     return F.when(F.octet_length(key) > KEY_BYTES, short).otherwise(key)
