@@ -10,20 +10,25 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gridstead import events, xrootd
-from oracle import distinct, oracle_transfer_statistics
+from gridstead import sources, xrootd
+from gridstead.config import load, pseudonym_keys
+from gridstead.pseudonyms import Pseudonyms
+from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
+from gridstead.statistic import STATISTICS
+from oracle import distinct, oracle_statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTURE = ROOT.parent / "shared" / "data" / "xrootd" / "shoveler_use_case.jsonl"
+Statistics = Mapping[str, Mapping[str, tuple[int, ...]]]
+"""By the statistic's name: the values by key."""
 SERVICES = (
     "hdfs-namenode hdfs-datanode yarn-resourcemanager yarn-nodemanager mapreduce-jobhistory spark-history activemq kafka "
-    "elasticsearch collector bridge stream"
+    "elasticsearch collector bridge stream scheduler"
 ).split()
-TRANSFER_VALUES = ("active", "finished", "bytes", "active_time")
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
@@ -107,32 +112,39 @@ class Appliance:
         """The metrics of the collector (9941), the bridge (9942) or the stream (9943)."""
         return self.get(port, "/metrics.json")
 
-    def documents(self, from_ms: int, to_ms: int) -> dict[str, dict[str, Any]]:
-        """Transfer documents whose bin ends in (from_ms, to_ms], by id."""
-        return {document["_id"]: document["_source"] for document in self._search(from_ms, to_ms)}
-
-    def _search(self, from_ms: int, to_ms: int) -> Iterator[dict[str, Any]]:
+    def documents(self, from_ms: int, to_ms: int, statistic: str = "transfers") -> dict[str, dict[str, Any]]:
+        """Served documents of a statistic whose bin ends in (from_ms, to_ms], by id, as readers see them."""
         after: list[Any] = []
+        found: dict[str, dict[str, Any]] = {}
         while True:
             query = {
                 "size": 5000,
                 "query": {"range": {"bin_end_ms": {"gt": from_ms, "lte": to_ms}}},
-                "sort": ["bin_end_ms", "vo", "src", "dst", "is_remote", "is_transfer", "activity"],
+                "sort": ["bin_end_ms", *STATISTICS[statistic].dimensions],
                 **({"search_after": after} if after else {}),
             }
-            url = f"http://127.0.0.1:{self.port(9200)}/gridstead-transfers-*/_search?ignore_unavailable=true&allow_partial_search_results=false"
-            request = urllib.request.Request(url, json.dumps(query).encode(), {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                hits = json.loads(answer.read())["hits"]["hits"]
-            yield from hits
+            options = "ignore_unavailable=true&allow_no_indices=true&allow_partial_search_results=false"
+            hits = self.elasticsearch(f"gridstead-{statistic}/_search?{options}", query)["hits"]["hits"]
+            found |= {hit["_id"]: hit["_source"] for hit in hits}
             if len(hits) < 5000:
-                return
+                return found
             after = hits[-1]["sort"]
+
+    def elasticsearch(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """A request to Elasticsearch; returns the JSON answered."""
+        data = json.dumps(body).encode() if body is not None else None
+        url = f"http://127.0.0.1:{self.port(9200)}/{path}"
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
 
     def refresh(self) -> None:
         """Make what was indexed visible to the next search."""
-        url = f"http://127.0.0.1:{self.port(9200)}/gridstead-transfers-*/_refresh?ignore_unavailable=true"
-        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=60).close()
+        self.elasticsearch("gridstead-*/_refresh?ignore_unavailable=true", method="POST")
+
+    def hdfs(self, *arguments: str) -> str:
+        """Run ``hadoop fs``; return what it printed."""
+        return run([str(self.root / "opt/hadoop/bin/hadoop"), "fs", *arguments], env=self.environment, timeout=120)
 
     def healthy(self) -> bool:
         """Whether every service runs and is healthy."""
@@ -166,40 +178,73 @@ def run(command: list[str], env: dict[str, str] | None = None, timeout: float = 
     return done.stdout
 
 
-def statistics_of_packets(packets: Iterable[tuple[bytes, str]]) -> list[dict[str, Any]]:
+def statistics_of_packets(appliance: Appliance, packets: Iterable[tuple[bytes, str]]) -> Statistics:
     """What DuckDB computes from these (packet, sender's address), decoded and joined in the order of their arrival."""
-    joiner = events.XrootdJoiner(events.MemoryOpenTable())
+    joiner = XrootdJoiner(MemoryOpenTable())
     joined = [event for data, host in packets for event in joiner.join(xrootd.decode_packet(data), host, int(time.time() * 1000)).events]
-    return oracle_transfer_statistics(distinct(joined))
+    return _computed(appliance, joined)
 
 
-def values(document: dict[str, Any]) -> tuple[int, ...]:
-    """What is compared of a document, in the order of TRANSFER_VALUES."""
-    return tuple(int(document[name]) for name in TRANSFER_VALUES)
+def statistics_of_records(appliance: Appliance, records: Iterable[Mapping[str, Any]]) -> Statistics:
+    """What DuckDB computes from these producers' records, normalised in the order of their arrival."""
+    return _computed(appliance, [sources.normalise(record, received_ms=int(time.time() * 1000)) for record in records])
+
+
+def _computed(appliance: Appliance, events: Iterable[dict[str, Any]]) -> Statistics:
+    """The statistics of these events with the appliance's own pseudonyms."""
+    pseudonyms = Pseudonyms(pseudonym_keys(load(appliance.config)))
+    return oracle_statistics(distinct([pseudonyms.protect(event) for event in events]))
+
+
+def bin_ends(expected: Statistics) -> Sequence[int]:
+    """The ends of all bins of the expected statistics, in ms."""
+    return sorted({int(key.rpartition("|")[2]) for rows in expected.values() for key in rows})
 
 
 def assert_served(
-    appliance: Appliance, expected: list[dict[str, Any]], from_ms: int, to_ms: int, src: str | None = None, timeout_s: float = 240
+    appliance: Appliance,
+    expected: Statistics,
+    from_ms: int,
+    to_ms: int,
+    only: Callable[[Mapping[str, Any]], bool] = lambda document: True,
+    timeout_s: float = 240,
 ) -> None:
-    """Wait until the served documents of a range (and of a source, if given) are exactly the expected ones: same keys, same integers."""
-    wanted = {row["key"]: values(row) for row in expected}
-    served: dict[str, tuple[int, ...]] = {}
-    trouble = ""
+    """Wait until the served documents of a range are exactly the expected ones: same keys, same integers, every statistic.
+
+    ``only`` chooses documents where the range holds others; statistics that are not in ``expected`` are not looked at.
+    """
     deadline = time.monotonic() + timeout_s
+    trouble = ""
     while time.monotonic() < deadline:
         try:
             appliance.refresh()
-            found = appliance.documents(from_ms, to_ms)
-            served = {key: values(document) for key, document in found.items() if src in (None, document["src"])}
+            different = [text for name in expected for text in _different(appliance, name, expected[name], from_ms, to_ms, only)]
+            if not different:
+                return
+            trouble = "\n".join(different)
         except OSError as error:
             trouble = f"{error} {error.read().decode()[:500] if isinstance(error, urllib.error.HTTPError) else ''}"
-        if served == wanted:
-            return
         time.sleep(1)
+    raise AssertionError(f"not as expected after {timeout_s:.0f} s\n{trouble}")
+
+
+def _different(
+    appliance: Appliance,
+    name: str,
+    wanted: Mapping[str, tuple[int, ...]],
+    from_ms: int,
+    to_ms: int,
+    only: Callable[[Mapping[str, Any]], bool],
+) -> list[str]:
+    found = appliance.documents(from_ms, to_ms, name)
+    values = STATISTICS[name].values
+    served = {key: tuple(int(document[value]) for value in values) for key, document in found.items() if only(document)}
+    if served == wanted:
+        return []
     missing = sorted(wanted.keys() - served.keys())[:5]
     surplus = sorted(served.keys() - wanted.keys())[:5]
     wrong = [(key, wanted[key], served[key]) for key in sorted(wanted.keys() & served.keys()) if wanted[key] != served[key]][:5]
-    raise AssertionError(
-        f"{trouble}\nserved {len(served)} documents, expected {len(wanted)}\nmissing {missing}\nsurplus {surplus}\n"
-        f"(key, expected, served) of {TRANSFER_VALUES}: {wrong}"
-    )
+    return [
+        f"{name}: served {len(served)} documents, expected {len(wanted)}; missing {missing}; surplus {surplus}; "
+        f"(key, expected, served) of {values}: {wrong}"
+    ]

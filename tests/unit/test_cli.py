@@ -28,7 +28,7 @@ from gridstead.smoke.runner import CHECKS
 def test_every_command_has_help_with_examples_and_json(name: str) -> None:
     result = CliRunner().invoke(main, [name, "--help"])
     assert result.exit_code == 0, result.output
-    if name in ("dlq", "release"):
+    if name in ("archive", "dlq", "release", "pseudonyms", "batch", "stream", "merge"):
         groups = [line.split()[0] for line in result.output.partition("Commands:")[2].splitlines() if line.strip()]
         texts = [CliRunner().invoke(main, [name, group, "--help"]).output for group in groups]
     else:
@@ -63,7 +63,7 @@ def test_status_of_an_appliance_that_is_down(tmp_path: Path) -> None:
     assert [service["name"] for service in answer["services"]] == ["collector", "kafka"]
     assert all("refused" in service["reason"].lower() for service in answer["services"])
     stages = {stage["name"]: stage for stage in answer["pipeline"]["stages"]}
-    assert list(stages) == ["collector", "broker", "bridge", "log", "archive", "transfers", "serving"]
+    assert list(stages) == ["collector", "broker", "bridge", "log", "archive", "statistics", "serving"]
     assert all(stage["problem"] for stage in stages.values())
     assert answer["pipeline"]["backlog"] is None
 
@@ -154,7 +154,7 @@ def test_a_check_of_a_port_that_speaks_something_else() -> None:
 def test_the_stage_of_a_query() -> None:
     topic = "gridstead.events"
     entry = {"state": "running", "offsets": {topic: {"0": 90, "1": 10}}, "rows": 100, "documents": 7}
-    stage = pipeline.stream_stage("transfers", "documents", entry, {0: 100, 1: 10}, topic)
+    stage = pipeline.stream_stage("statistics", "documents", entry, {0: 100, 1: 10}, topic)
     assert (stage.lag, stage.events_in, stage.events_out, stage.problem) == (10, 100, 7, "")
     starting = pipeline.stream_stage("archive", "rows", {"state": "starting"}, {0: 5}, topic)
     assert starting.lag is None and starting.problem
@@ -231,11 +231,11 @@ def test_a_probe_explains_commands_that_fail(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["submit", "nonesuch"], "neither a job of a release (batch, stream) nor a .py file"),
+        (["submit", "nonesuch"], "neither a job of a release (archive, batch, ingest, stream) nor a .py file"),
         (["submit", "nonesuch.py"], "nonesuch.py is not there"),
         (["submit", "--conf", "colour", "batch"], "is not NAME=VALUE"),
-        (["rebuild", "--from", "2025-06-02", "--to", "2025-06-01"], "is after --to"),
-        (["rebuild", "--from", "1st of June", "--to", "2025-06-01"], "is not a day"),
+        (["batch", "run", "--from", "2025-06-02", "--to", "2025-06-01"], "is after --to"),
+        (["batch", "run", "--from", "1st of June", "--to", "2025-06-01"], "is not a day"),
         (["simulate", "--send", "--output", "x"], "exclude each other"),
         (["replay"], "Missing argument"),
         (["smoke", "--only", "nonesuch"], "nonesuch"),
@@ -265,7 +265,7 @@ def test_submit_runs_scripts_with_the_libraries_of_a_release(tmp_path: Path) -> 
 
 def test_an_hdfs_that_is_not_installed_is_said_so(tmp_path: Path) -> None:
     file = write_appliance(tmp_path)
-    for arguments in (["release", "list"], ["submit", "batch"], ["rebuild", "--from", "today", "--to", "today"]):
+    for arguments in (["release", "list"], ["submit", "batch"], ["rebuild"]):
         result = CliRunner().invoke(main, ["--config", str(file), *arguments])
         assert result.exit_code == 4, result.output
         assert "is not there: install the appliance with `make up`" in result.stderr

@@ -115,7 +115,10 @@ class Elastic:
 
 @dataclass(frozen=True, kw_only=True)
 class Collector:
-    """[collector]: the daemon that receives packets and producers' JSON. Sizes in bytes, times in seconds."""
+    """[collector]: the daemon that receives packets and producers' JSON. Sizes in bytes, times in seconds.
+
+    ``pseudonym_keys`` is the file of keys for ``pseudonymise``; empty: pseudonyms.keys in ``data_dir``.
+    """
 
     bind: str = _key("127.0.0.1")
     xrootd_port: int = _port(9930)
@@ -124,6 +127,8 @@ class Collector:
     queue_max_bytes: int = _key(1 << 30, at_least=1 << 20)
     max_message_bytes: int = _key(1 << 20, at_least=1 << 10)
     join_horizon_s: int = _key(86_400, at_least=1)
+    pseudonymise: bool = _key(True)
+    pseudonym_keys: str = _key("", empty=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +139,15 @@ class Bridge:
     status_port: int = _port(9932)
     batch_messages: int = _key(1000, at_least=1)
     replication: int = _key(1, at_least=1)
+    retention_days: int = _key(7, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """[stream]: the Spark application with the archive and the statistics query. Paths are on HDFS."""
+    """[stream]: the Spark application with the archive's query and the follower. Paths are on HDFS.
+
+    ``dedupe_horizon_s``: for how long, by the log's clock, the follower knows an event's identity.
+    """
 
     master: str = _key("local[2]")
     checkpoint: str = _key("/gridstead/checkpoints")
@@ -148,7 +157,29 @@ class Stream:
     status_port: int = _port(9933, may_be_off=True)
     bin_s: int = _key(600, at_least=1)
     max_bin_days: int = _key(7, at_least=1)
-    dedupe_horizon_s: int = _key(7 * 86_400, at_least=1)
+    dedupe_horizon_s: int = _key(2 * 86_400, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """[schedule]: what runs by itself. Intervals in seconds, 0: never; ``batch_days``: how many days up to today."""
+
+    bind: str = _key("127.0.0.1")
+    status_port: int = _port(9934)
+    batch_interval_s: int = _key(3600, at_least=0)
+    batch_days: int = _key(2, at_least=1)
+    compact_interval_s: int = _key(86_400, at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """[archive]: how the archive is kept. Retention of 0 days is for ever; where it is stands in stream.archive."""
+
+    target_mb: int = _key(128, at_least=1)
+    compact_after_h: int = _key(1, at_least=0)
+    grace_h: int = _key(24, at_least=1)
+    retention_days: int = _key(0, at_least=0)
+    malformed_retention_days: int = _key(0, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +218,8 @@ class Config:
     collector: Collector
     bridge: Bridge
     stream: Stream
+    schedule: Schedule
+    archive: Archive
     release: Release
     services: tuple[Service, ...]
 
@@ -205,6 +238,8 @@ _SECTIONS: dict[str, type] = {
     "collector": Collector,
     "bridge": Bridge,
     "stream": Stream,
+    "schedule": Schedule,
+    "archive": Archive,
     "release": Release,
 }
 
@@ -308,7 +343,9 @@ class _Reader:
 
     def _value(self, key: str, value: Any, hint: Any, rules: Mapping[str, Any]) -> Any:
         check: Callable[[str, Any, Mapping[str, Any]], Any]
-        if hint is int:
+        if hint is bool:
+            check = self._boolean
+        elif hint is int:
             check = self._integer
         elif hint is str:
             check = self._string
@@ -316,6 +353,12 @@ class _Reader:
             assert isinstance(hint, types.GenericAlias) and hint.__origin__ is tuple
             check = self._strings
         return check(key, value, rules)
+
+    def _boolean(self, key: str, value: Any, rules: Mapping[str, Any]) -> bool | None:
+        if not isinstance(value, bool):
+            self.fault(key, f"is {value!r}, neither true nor false", "write true or false without quotes")
+            return None
+        return value
 
     def _integer(self, key: str, value: Any, rules: Mapping[str, Any]) -> int | None:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -375,6 +418,11 @@ class StompClient:
     hosts: tuple[tuple[str, int], ...]
     username: str | None = None
     password: str | None = dataclasses.field(default=None, repr=False)
+
+
+def pseudonym_keys(config: Config) -> Path:
+    """Return where the keys of the pseudonyms are."""
+    return Path(config.collector.pseudonym_keys or Path(config.collector.data_dir) / "pseudonyms.keys")
 
 
 def kafka_client(config: Config) -> dict[str, str]:

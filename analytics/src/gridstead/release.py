@@ -4,7 +4,7 @@ Layout under release.root::
 
     <version>/gridstead-<version>-py3-none-any.whl
     <version>/environment.tar.gz      the libraries of the jobs, unpacked by YARN beside each container
-    <version>/batch.py, stream.py     the applications, as spark-submit's main file
+    <version>/batch.py, …             the applications (JOBS), as spark-submit's main file
     <version>/release.json            version, SHA-256 and size of each file
     current                           one line: the version in use
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gridstead.config import Config
 
 ENVIRONMENT = "environment.tar.gz"
-JOBS = ("batch", "stream")
+JOBS = ("archive", "batch", "ingest", "stream")
 _VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z.+_-]*$")
 _UNPACKED = "environment"  # the name under which YARN shows the unpacked environment in a container
 
@@ -262,7 +262,7 @@ def spark_submit_command(
     version: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The command line that submits a job ("batch" or "stream"); run it with :func:`spark_environment`.
+    """The command line that submits a job (one of JOBS); run it with :func:`spark_environment`.
 
     On YARN the executors get the packed environment of ``version`` (required there; the current one is
     ``releases(cfg).current()``) from HDFS; in cluster mode the driver too, and the main file comes from HDFS. In

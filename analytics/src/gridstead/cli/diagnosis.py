@@ -312,9 +312,12 @@ def _stream(patient: Patient) -> Iterator[Finding]:
             yield Finding("stream", Verdict.WRONG, what, _tail(patient, "stream"))
         if detail.get("malformed"):
             yield Finding("stream", Verdict.NOTE, f"query {name} met {exact(detail['malformed'])} malformed records")
-        if detail.get("dropped_by_horizon"):
-            what = f"query {name} dropped {exact(detail['dropped_by_horizon'])} records older than its horizon"
-            yield Finding("stream", Verdict.WRONG, what, "gridstead rebuild --from DAY --to DAY")
+        if detail.get("beyond_horizon"):
+            what = (
+                f"{exact(detail['beyond_horizon'])} events came later than the horizon (stream.dedupe_horizon_s): if "
+                "they had come before, they count twice until the next batch over their days"
+            )
+            yield Finding("stream", Verdict.NOTE, what, "gridstead batch run --from DAY --to DAY")
 
 
 def _elasticsearch(patient: Patient) -> Iterator[Finding]:

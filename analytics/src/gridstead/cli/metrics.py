@@ -49,6 +49,11 @@ def stream(config: Config) -> dict[str, Any]:
     return fetch("127.0.0.1", config.stream.status_port)
 
 
+def scheduler(config: Config) -> dict[str, Any]:
+    """Read the scheduler's tasks. Raises MetricsError."""
+    return fetch(config.schedule.bind, config.schedule.status_port)
+
+
 def packets_counter(config: Config) -> Callable[[], int | None]:
     """Make a function that reads how many packets the collector has committed, None while it does not answer."""
 

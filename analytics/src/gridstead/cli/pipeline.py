@@ -12,7 +12,7 @@ from gridstead.cli import kafkalog, metrics
 from gridstead.cli.broker import Broker, BrokerError
 from gridstead.config import Config, ConfigError, elasticsearch_client, stomp_client
 
-QUERIES = {"archive": "rows", "transfers": "documents"}
+QUERIES = {"archive": "rows", "statistics": "documents"}
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def stream_stage(
     elif done or not any(ends.values()):
         lag = sum(max(0, end - done.get(number, 0)) for number, end in ends.items())
     else:
-        problem = f"{entry.get('state')}: no micro-batch since the start"
+        problem = f"{entry.get('state')}: nothing done since the start"
     return Stage(
         name,
         "stream",
@@ -232,7 +232,7 @@ def stream_stage(
 
 _STREAM_DETAIL = (
     *("state", "batch_id", "updated_at", "batch_duration_ms", "processed_rows_per_s"),
-    *("malformed", "superseded", "dropped_by_horizon"),
+    *("malformed", "duplicates", "superseded", "retracted", "beyond_horizon"),
 )
 
 
@@ -253,7 +253,7 @@ def _elasticsearch(config: Config) -> list[Stage]:
 
 
 def _index(config: Config) -> str:
-    return f"{config.elasticsearch.index_prefix}-transfers-*"
+    return f"{config.elasticsearch.index_prefix}-transfers"
 
 
 def _integer(value: Any) -> int | None:

@@ -73,7 +73,7 @@ def read(session: Session, selection: Selection) -> list[Document]:
     """Read the selected documents; a Failure names the service where Elasticsearch does not answer."""
     from elasticsearch import ApiError, TransportError
 
-    index = f"{session.config.elasticsearch.index_prefix}-transfers-*"
+    index = f"{session.config.elasticsearch.index_prefix}-transfers"
     client = elasticsearch_client(session.config, request_timeout=30, max_retries=2, retry_on_timeout=True)
     try:
         return list(transfers.documents(client, index, selection))

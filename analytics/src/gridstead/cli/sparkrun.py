@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import IO, Any
 
-from gridstead.cli.session import EXIT_UNREACHABLE, Failure
+from rich.status import Status
+
+from gridstead.cli.session import EXIT_UNREACHABLE, Failure, Session
+from gridstead.cli.units import human_seconds
 from gridstead.config import Config
 from gridstead.hdfs import HdfsError
 from gridstead.release import ReleaseError, releases, spark_environment
 
 _KEPT_LINES = 40
+_LINE_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,41 @@ def run(config: Config, command: Sequence[str], on_log: Callable[[str], None], o
     finally:
         reader.join(5)
     return Run(code, tuple(printed), tuple(log))
+
+
+def run_with_progress(session: Session, title: str, verbose: bool, command: Sequence[str], mark: str) -> Run:
+    """Run spark-submit under a spinner with the time on a terminal, with a line now and then elsewhere.
+
+    Beside the time stands what the job said last: what follows ``mark`` in a line of its log.
+    """
+    console = session.log
+    over = threading.Event()
+    begun = time.monotonic()
+    spinner = Status(title, console=console) if console.is_terminal else None
+    doing = [""]
+
+    def tell() -> None:
+        while not over.wait(1.0 if spinner else _LINE_EVERY_S):
+            text = f"{title}: {human_seconds(time.monotonic() - begun)}{doing[0]}"
+            if spinner:
+                spinner.update(text)
+            else:
+                console.print(text)
+
+    def on_log(text: str) -> None:
+        if mark in text:
+            doing[0] = f", {text.partition(mark)[2]}"
+        if verbose:
+            console.print(text)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    with spinner if spinner else nullcontext():
+        teller.start()
+        try:
+            return run(session.config, command, on_log, on_print=lambda text: None)
+        finally:
+            over.set()
+            teller.join(2)
 
 
 def refused(error: ReleaseError) -> Failure:

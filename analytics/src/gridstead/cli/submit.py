@@ -42,7 +42,7 @@ def submit(
     job: str,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run JOB by spark-submit: batch or stream of a release, or a local .py file, with the release's libraries.
+    """Run JOB by spark-submit: batch, ingest or stream of a release, or a local .py file, with the release's libraries.
 
     The log goes to standard error, what the job prints to standard output. Exits with 1 where the job fails.
     """

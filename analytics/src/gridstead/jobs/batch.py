@@ -1,309 +1,291 @@
-"""The batch: transfer statistics of a range of days, from the archive to Elasticsearch (or to Parquet).
+"""The batch: statistics of a range of days from the archive, merged into what is served (or written as Parquet).
 
-It counts the distinct events of the archive as committed when it starts; what is committed later, and what the log
-holds beyond the archive, it has not seen. Since a document's version is the number of events counted (sink.py), it
-overwrites nothing that has seen more. An event is archived by the day on which it ended and may touch earlier bins,
-so the days read are [from, to + cap]. An event whose clock was clamped can come again with another end: such events
-are also looked up in the days before, and only the first in the log counts.
+A batch notes in the control record that it begins; its cut is a place between two transactions of the stream, so a set
+of positions of the log. It counts the distinct events of the archive below the cut, and every document of its range
+becomes what it has counted plus what was streamed since (serving/merge.py). So it may run at any time beside the
+stream, be killed, and be run again.
 
-``--rebuild`` makes the serving layer equal to the archive over the range: it also deletes documents that the batch
-does not have, and lowers those that have counted more than it. Both only where it is proved that the document holds
-nothing newer than the archive: its ``update_time`` (latest log timestamp counted) is before the timestamp of the
-first record of the log that is not archived, asked of Kafka after the documents were read. The broker stamps the
-records (LogAppendTime), so later ones cannot be earlier. Where Kafka does not answer nothing is deleted, and the exit
-status says so.
+``--fresh`` counts all days into a new generation of indices, which readers see in one step when it is whole.
+
+An event is archived by the day on which it ended and may touch earlier bins, so the days read are all from the first
+one on. An event whose clock was clamped can come again with another end: such events are also looked up in the days
+before.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
-import itertools
 import json
 import logging
-import math
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from gridstead import config as configuration
-from gridstead.archive import Positions, committed_positions, distinct_events, read_events
-from gridstead.jobs.session import log_to_stderr, session
-from gridstead.jobs.stream import max_bins
-from gridstead.sink import Written, ensure_templates, patient, transfer_actions, transfers_index, write_actions
-from gridstead.statistics import transfer_statistics
+from gridstead.archive import Files, Positions, committed_positions, days, read_events
+from gridstead.follower import collect_deltas, is_beyond
+from gridstead.identity.batch import distinct_events
+from gridstead.jobs.session import fingerprint, log_to_stderr, max_bins, serving_indices, session
+from gridstead.serving import indices as serving
+from gridstead.serving.control import (
+    BatchRun,
+    ControlError,
+    Point,
+    abandon_batch,
+    beat,
+    begin_batch,
+    end_batch,
+)
+from gridstead.serving.elastic import ElasticStore
+from gridstead.serving.merge import Merged, await_cut, merge_slice
+from gridstead.serving.patience import ServingError
+from gridstead.statistic import STATISTICS
+from gridstead.statistics import statistics, typed
 
 log = logging.getLogger("gridstead.batch")
 
 DAY_MS: Final = 86_400_000
 CLAMPED_LOOKBACK_DAYS: Final = 8
-"""How long after an event with a clamped clock the same event may come again with another end (the horizon of the
-stream)."""
+"""How long after an event with a clamped clock the same event may come again with another end."""
+BEAT_S: Final = 15.0
+DEAD_AFTER_MS: Final = 60_000
+WAIT_S: Final = 900.0
 
-DOCUMENTS_AT_ONCE: Final = 200_000
-"""How many documents a rebuild compares in one go; a few hundred bytes each in the driver."""
-
-EVERYTHING_ARCHIVED: Final = (1 << 63) - 1
-
-_EXISTING = "key string, index string, version long, seq_no long, primary_term long, update_time long"
+SETTINGS = {
+    "spark.ui.enabled": "false",
+    "spark.sql.shuffle.partitions": "16",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
+}
 
 
 @dataclass
 class Summary:
-    """What a batch did; printed as JSON. ``unproven``: documents left alone since they may hold newer events."""
+    """What a batch did; printed as JSON."""
 
     first_day: str
     last_day: str
-    documents: int = 0
-    written: Written = field(default_factory=Written)
-    deleted: int = 0
-    lowered: int = 0
-    unproven: int = 0
-    seconds: float = 0.0
+    positions: Positions
+    merged: Merged = field(default_factory=Merged)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def batch_statistics(
-    spark: SparkSession, root: str, first_day: dt.date, last_day: dt.date, bin_ms: int, max_bins: int
+    spark: SparkSession,
+    root: str,
+    first_day: dt.date,
+    last_day: dt.date,
+    upto: Positions | None,
+    bin_ms: int,
+    max_bins: int,
+    which: tuple[str, ...] = tuple(STATISTICS),
 ) -> DataFrame:
-    """Transfer statistics of the bins that begin on these days (UTC, both included), from the archive at ``root``."""
-    low, high = _midnight_ms(first_day), _midnight_ms(last_day + dt.timedelta(days=1))
-    cap_days = math.ceil(max_bins * bin_ms / DAY_MS)
-    lookback = first_day - dt.timedelta(days=CLAMPED_LOOKBACK_DAYS)
-    archived = read_events(spark, root, lookback, last_day + dt.timedelta(days=cap_days))
-    wanted = archived.where((F.col("date") >= F.lit(first_day)) | F.col("clock_clamped"))
-    statistics = transfer_statistics(distinct_events(wanted), bin_ms, max_bins)
-    start = F.col("bin_end_ms") - F.col("bin_ms")
-    return statistics.where((start >= low) & (start < high))
+    """Statistics of the bins that begin on these days (UTC, both included), of the archive's rows below ``upto``.
 
-
-def first_unarchived_ms(
-    client: Mapping[str, str], topic: str, archived: Positions, timeout_s: float = 30.0
-) -> int | None:
-    """The earliest log timestamp (ms) among the first records of each partition that the archive does not have.
-
-    :data:`EVERYTHING_ARCHIVED` if there is no such record; None if Kafka did not say within the time.
+    Schema as gridstead.statistics.statistics.
     """
-    from confluent_kafka import Consumer, KafkaException, TopicPartition
-
-    settings = {
-        "group.id": "gridstead-batch",
-        "enable.auto.commit": False,
-        "auto.offset.reset": "earliest",
-        "log_level": 2,
-    }
-    consumer = Consumer({**client, **settings})
-    try:
-        metadata = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
-        if metadata.error is not None:
-            return None
-        known = archived.get(topic, {})
-        waiting = {}
-        for partition in metadata.partitions:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
-            position = max(low, known.get(partition, 0))
-            if position < high:
-                waiting[partition] = position
-        earliest = EVERYTHING_ARCHIVED
-        consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in waiting.items()])
-        deadline = time.monotonic() + timeout_s
-        while waiting:
-            message = consumer.poll(max(0.0, deadline - time.monotonic()))
-            if message is None:
-                return None
-            partition = message.partition()
-            if message.error() is not None or partition is None or partition not in waiting:
-                continue
-            del waiting[partition]
-            earliest = min(earliest, message.timestamp()[1])
-            consumer.incremental_unassign([TopicPartition(topic, partition)])
-        return earliest
-    except KafkaException as error:
-        log.warning("Kafka did not answer: %s", error)
-        return None
-    finally:
-        consumer.close()
-
-
-def documents_of(client: Any, index: str, low_ms: int, high_ms: int, bin_ms: int) -> Iterator[tuple[Any, ...]]:
-    """The documents whose bin begins in [low, high): key, index, version, seq_no, primary_term, update_time."""
-    from elasticsearch import helpers
-
-    query = {"range": {"bin_end_ms": {"gt": low_ms, "lte": high_ms + DAY_MS}}}
-    found = helpers.scan(
-        client,
-        index=index,
-        query={
-            "query": query,
-            "_source": ["update_time", "bin_end_ms", "bin_ms"],
-            "version": True,
-            "seq_no_primary_term": True,
-        },
-        size=5000,
-        ignore_unavailable=True,
-        allow_no_indices=True,
-    )
-    for hit in found:
-        source = hit["_source"]
-        start = int(source["bin_end_ms"]) - int(source.get("bin_ms") or bin_ms)
-        if low_ms <= start < high_ms:
-            update_time = source.get("update_time")
-            yield (hit["_id"], hit["_index"], hit["_version"], hit["_seq_no"], hit["_primary_term"], update_time)
+    low, high = midnight_ms(first_day), midnight_ms(last_day + dt.timedelta(days=1))
+    lookback = first_day - dt.timedelta(days=CLAMPED_LOOKBACK_DAYS)
+    archived = read_events(spark, root, lookback, dt.date.max, upto)
+    wanted = archived.where((F.col("date") >= F.lit(first_day)) | F.col("clock_clamped"))
+    computed = statistics(distinct_events(wanted), which, bin_ms, max_bins)
+    start = F.col("bin_end_ms") - F.lit(bin_ms)
+    return computed.where((start >= low) & (start < high))
 
 
 class Batch:
-    """One run over a range of days (UTC, both included)."""
+    """One run over a range of days, or over all of them into a fresh generation of indices."""
 
-    def __init__(self, cfg: configuration.Config, spark: SparkSession, first_day: dt.date, last_day: dt.date) -> None:
+    def __init__(self, cfg: configuration.Config, spark: SparkSession) -> None:
         self._cfg = cfg
         self._spark = spark
-        self._first = first_day
-        self._last = last_day
+        self._archive = cfg.stream.archive
         self._bin_ms = cfg.stream.bin_s * 1000
-        self.summary = Summary(first_day.isoformat(), last_day.isoformat())
+        self._client = configuration.elasticsearch_client(cfg, request_timeout=60)
+        self._store = ElasticStore(self._client, serving_indices(cfg))
 
-    def statistics(self) -> DataFrame:
-        """The statistics of the range."""
-        cfg = self._cfg
-        return batch_statistics(self._spark, cfg.stream.archive, self._first, self._last, self._bin_ms, max_bins(cfg))
+    def all_days(self) -> tuple[dt.date, dt.date]:
+        """The days whose bins the archive's events may touch. Raises ControlError for an empty archive."""
+        held = days(self._spark, self._archive)
+        if held is None:
+            raise ControlError(f"the archive {self._archive} has no events yet: see `gridstead status`")
+        return held[0] - dt.timedelta(days=self._cfg.stream.max_bin_days + 1), held[1] + dt.timedelta(days=1)
 
-    def to_parquet(self, path: str) -> None:
-        """Write the statistics as Parquet; an existing directory is replaced."""
-        self.statistics().write.mode("overwrite").parquet(path)
-        self.summary.documents = self._spark.read.parquet(path).count()
+    def to_parquet(self, first: dt.date, last: dt.date, path: str) -> Summary:
+        """Write the statistics as typed Parquet, a directory a statistic; existing ones are replaced."""
+        computed = self._compute(first, last, None).persist()
+        for name in STATISTICS:
+            typed(computed, name).write.mode("overwrite").parquet(f"{path.rstrip('/')}/{name}")
+        summary = Summary(first.isoformat(), last.isoformat(), committed_positions(self._spark, self._archive))
+        summary.merged.computed = computed.count()
+        return summary
 
-    def to_elasticsearch(self, rebuild: bool) -> bool:
-        """Write the statistics; false if a rebuild could not prove what it was to delete."""
-        cfg = self._cfg
-        elastic = cfg.elasticsearch
-        settings = configuration.elasticsearch_settings(cfg)
-        client = configuration.elasticsearch_client(cfg, request_timeout=60)
+    def merge(self, first: dt.date, last: dt.date, fresh: bool) -> Summary:
+        """Compute and merge. Raises ControlError or ServingError with what to do."""
+        began = time.monotonic()
+        generation = 0 if fresh else 1  # begin_batch puts the right one
+        wanted = BatchRun(uuid.uuid4().hex[:12], Point(0, {}), generation, first.isoformat(), last.isoformat(), 0)
+        self._check_definitions()
+        run = begin_batch(self._store, wanted, now_ms(), DEAD_AFTER_MS).batch
+        assert run is not None
+        log.info("batch %s over %s to %s, cut after transaction %d", run.run, first, last, run.cut.seq)
+        staging = f"batch/{run.run}"
+        summary = Summary(first.isoformat(), last.isoformat(), run.cut.positions)
         try:
-            ensure_templates(client, elastic.index_prefix, elastic.shards, elastic.replicas)
-            positions = committed_positions(self._spark, cfg.stream.archive)
-            statistics = self.statistics().persist(StorageLevel.MEMORY_AND_DISK)
-            self.summary.documents = statistics.count()
-            self.summary.written = write_actions(transfer_actions(statistics, elastic.index_prefix), settings)
-            return self._reconcile(client, settings, statistics, positions) if rebuild else True
+            with self._beating(run.run):
+                if fresh:
+                    serving.prepare(self._client, self._store.indices, run.generation, False, WAIT_S)
+                self._await_archive(run.cut.positions)
+                staged = self._stage(self._compute(first, last, run.cut.positions), staging)
+                summary.seconds["compute"] = round(time.monotonic() - began, 1)
+                await_cut(self._store, run, WAIT_S)
+                self._merge(run, staged, first, last, summary)
+                control = end_batch(self._store, run.run, now_ms())
+        except BaseException:
+            abandon_batch(self._store, run.run)
+            raise
         finally:
+            Files(self._spark, self._archive).delete(staging)
+        if fresh:
+            serving.serve(self._client, self._store.indices, control.generation, WAIT_S)
+            serving.drop_others(self._client, self._store.indices, {control.generation}, WAIT_S)
+        summary.seconds["total"] = round(time.monotonic() - began, 1)
+        return summary
+
+    def close(self) -> None:
+        """Close the client."""
+        self._client.close()
+
+    def _compute(self, first: dt.date, last: dt.date, upto: Positions | None) -> DataFrame:
+        return batch_statistics(self._spark, self._archive, first, last, upto, self._bin_ms, max_bins(self._cfg))
+
+    def _check_definitions(self) -> None:
+        found = self._store.read_control()
+        if found is not None and found[0].fingerprint != fingerprint(self._cfg):
+            raise ControlError(
+                f"what is served was computed with {found[0].fingerprint}, the configuration says "
+                f"{fingerprint(self._cfg)}: set it back, or delete the served indices and restart the stream"
+            )
+
+    def _await_archive(self, cut: Positions) -> None:
+        until = time.monotonic() + WAIT_S
+        while is_beyond(cut, committed_positions(self._spark, self._archive)):
+            if time.monotonic() > until:
+                raise ControlError(
+                    f"the archive {self._archive} does not reach the cut {cut}: was it deleted or set back? "
+                    "see `gridstead archive verify`"
+                )
+            time.sleep(1.0)
+
+    def _stage(self, computed: DataFrame, staging: str) -> str:
+        """Keep the result on HDFS by statistic and day, so that each slice is read once and the executors are free."""
+        day = F.date_from_unix_date(F.floor((F.col("bin_end_ms") - self._bin_ms) / DAY_MS).cast("int"))
+        url = Files(self._spark, self._archive).url(staging)
+        dated = computed.withColumn("name", F.col("statistic")).withColumn("day", day)
+        dated.write.partitionBy("name", "day").mode("overwrite").parquet(url)
+        return url
+
+    def _merge(self, run: BatchRun, staged: str, first: dt.date, last: dt.date, summary: Summary) -> None:
+        """Merge by statistic and day: the days that the batch has, and those that are served."""
+        began = time.monotonic()
+        low, high = midnight_ms(first), midnight_ms(last + dt.timedelta(days=1))
+        for name in STATISTICS:
+            names = Files(self._spark, staged).names(f"name={name}")
+            computed = {midnight_ms(dt.date.fromisoformat(n.removeprefix("day="))): n for n in names if "=" in n}
+            starts = sorted(computed.keys() | self._store.days(run.generation, name, low, high))
+            for number, start in enumerate(starts):
+                part = f"{staged}/name={name}/{computed.get(start)}"
+                base = collect_deltas(self._spark.read.parquet(part)) if start in computed else []
+                summary.merged += merge_slice(self._store, run, name, start, start + DAY_MS, base)
+                if number % 10 == 9 or number == len(starts) - 1:
+                    log.info("merged %s: %d of %d days", name, number + 1, len(starts))
+        summary.seconds["merge"] = round(time.monotonic() - began, 1)
+
+    @contextmanager
+    def _beating(self, run: str) -> Iterator[None]:
+        over = threading.Event()
+        client = configuration.elasticsearch_client(self._cfg, request_timeout=30)
+        store = ElasticStore(client, self._store.indices)
+
+        def tell() -> None:
+            while not over.wait(BEAT_S):
+                try:
+                    beat(store, run, now_ms())
+                except (ControlError, ServingError) as error:  # the batch itself meets it at its next step
+                    log.warning("the batch could not say that it lives: %s", error)
+
+        teller = threading.Thread(target=tell, name="beat", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            over.set()
+            teller.join(30)
             client.close()
 
-    def _reconcile(self, client: Any, settings: Mapping[str, Any], statistics: DataFrame, positions: Positions) -> bool:
-        index = transfers_index(self._cfg.elasticsearch.index_prefix)
-        patient(lambda: client.indices.refresh(index=index, ignore_unavailable=True), "refresh the indices")
-        low, high = _midnight_ms(self._first), _midnight_ms(self._last + dt.timedelta(days=1))
-        complete = True
-        found = documents_of(client, index, low, high, self._bin_ms)
-        while rows := list(itertools.islice(found, DOCUMENTS_AT_ONCE)):
-            newest = first_unarchived_ms(configuration.kafka_client(self._cfg), self._cfg.kafka.events_topic, positions)
-            complete &= self._reconcile_part(self._spark.createDataFrame(rows, _EXISTING), settings, statistics, newest)
-        return complete
 
-    def _reconcile_part(
-        self, existing: DataFrame, settings: Mapping[str, Any], statistics: DataFrame, newest: int | None
-    ) -> bool:
-        right = statistics.select("key", "active")
-        wrong = existing.join(right, "key", "left").where(
-            F.col("active").isNull() | (F.col("version") > F.col("active"))
-        )
-        proved = F.coalesce(
-            F.col("update_time") < F.lit(newest), F.col("update_time").isNull() & F.lit(newest is not None)
-        )
-        judged = wrong.withColumn("proved", F.coalesce(proved, F.lit(False))).persist()
-        counts = {(row["proved"], row["extra"]): row["n"] for row in judged.groupBy(
-            "proved", F.col("active").isNull().alias("extra")).agg(F.count(F.lit(1)).alias("n")).collect()}  # fmt: skip
-        unproven = counts.get((False, True), 0) + counts.get((False, False), 0)
-        self.summary.unproven += unproven
-        if counts.get((True, True), 0) + counts.get((True, False), 0) > 0:
-            gone = write_actions(_deletions(judged.where("proved")), settings)
-            self.summary.deleted += gone.deleted
-            again = judged.where(F.col("proved") & F.col("active").isNotNull()).select("key")
-            if counts.get((True, False), 0) > 0:
-                time.sleep(1.0)  # until the deleted versions are forgotten (index.gc_deletes 0, a clock of 200 ms)
-                actions = transfer_actions(
-                    statistics.join(again, "key", "left_semi"), self._cfg.elasticsearch.index_prefix
-                )
-                lowered = write_actions(actions, settings)
-                self.summary.lowered += lowered.written
-                self.summary.deleted -= lowered.written
-        judged.unpersist()
-        return unproven == 0 or newest is not None
+def now_ms() -> int:
+    """Time in ms since the epoch."""
+    return time.time_ns() // 1_000_000
 
 
-def _deletions(judged: DataFrame) -> DataFrame:
-    header = F.struct(
-        F.col("index").alias("_index"),
-        F.col("key").alias("_id"),
-        F.col("seq_no").alias("if_seq_no"),
-        F.col("primary_term").alias("if_primary_term"),
-    )
-    return judged.select(
-        F.to_json(F.struct(header.alias("delete"))).alias("action"), F.lit(None).cast("string").alias("source")
-    )
-
-
-def _midnight_ms(day: dt.date) -> int:
+def midnight_ms(day: dt.date) -> int:
+    """The begin of a day, UTC, in ms since the epoch."""
     return int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC).timestamp()) * 1000
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point: exit status 0 done, 1 failed, 2 wrong use, 3 rebuilt but some documents could not be proved old."""
-    parser = argparse.ArgumentParser(
-        prog="gridstead-batch", description="Transfer statistics of a range of days, from the archive."
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="gridstead.toml (default: as found by every gridstead command)"
-    )
-    parser.add_argument(
-        "--from",
-        dest="first",
-        metavar="DAY",
-        required=True,
-        type=dt.date.fromisoformat,
-        help="first day, YYYY-MM-DD, UTC",
-    )
-    parser.add_argument(
-        "--to", dest="last", metavar="DAY", required=True, type=dt.date.fromisoformat, help="last day, included"
-    )
-    parser.add_argument("--rebuild", action="store_true", help="also delete or lower what the archive does not have")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gridstead-batch", description="Statistics of days, from the archive.")
+    parser.add_argument("--config", metavar="FILE", help="gridstead.toml (default: as every gridstead command)")
+    day = dt.date.fromisoformat
+    parser.add_argument("--from", dest="first", metavar="DAY", type=day, help="first day, YYYY-MM-DD, UTC")
+    parser.add_argument("--to", dest="last", metavar="DAY", type=day, help="last day, included")
+    parser.add_argument("--fresh", action="store_true", help="all days, into fresh indices for the readers")
     parser.add_argument("--output", metavar="PATH", help="write Parquet to this path on HDFS instead of Elasticsearch")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point: exit status 0 done, 1 failed, 2 wrong use."""
+    parser = _parser()
     options = parser.parse_args(arguments)
-    if options.first > options.last:
+    if options.fresh and (options.first or options.last or options.output):
+        parser.error("--fresh is about all days and Elasticsearch: give it alone")
+    if not options.fresh and not (options.first and options.last):
+        parser.error("give --from DAY and --to DAY, or --fresh")
+    if not options.fresh and options.first > options.last:
         parser.error(f"--from {options.first} is after --to {options.last}")
-    if options.rebuild and options.output:
-        parser.error("--rebuild writes to Elasticsearch, --output does not: give one of them")
     log_to_stderr("batch")
     try:
         cfg = configuration.load(options.config)
     except configuration.ConfigError as error:
         log.error("%s", error)
         return 2
-    began = time.monotonic()
-    spark = session("gridstead-batch", "local[*]", {"spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "16"})
+    spark = session("gridstead-batch", "local[*]", SETTINGS)
     spark.sparkContext.setLogLevel("WARN")
+    batch = Batch(cfg, spark)
     try:
-        batch = Batch(cfg, spark, options.first, options.last)
-        complete = True
+        first, last = batch.all_days() if options.fresh else (options.first, options.last)
         if options.output:
-            batch.to_parquet(options.output)
+            summary = batch.to_parquet(first, last, options.output)
         else:
-            complete = batch.to_elasticsearch(options.rebuild)
-        batch.summary.seconds = round(time.monotonic() - began, 1)
-        print(json.dumps(asdict(batch.summary)), flush=True)
+            summary = batch.merge(first, last, options.fresh)
+        print(json.dumps(asdict(summary)), flush=True)
+        return 0
+    except (ControlError, ServingError) as error:
+        log.error("%s", error)
+        return 1
     finally:
+        batch.close()
         spark.stop()
-    if not complete:
-        log.error(
-            "%d documents may hold events that are not in the archive, since Kafka did not answer: "
-            "see `gridstead doctor`, then rebuild again", batch.summary.unproven,
-        )  # fmt: skip
-        return 3
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pyspark.sql import SparkSession
 
 from gridstead import daemon
+from gridstead.config import Config
+from gridstead.serving.indices import Indices
 
 
 def log_to_stderr(name: str) -> None:
@@ -63,3 +65,19 @@ def kafka_source_options(client: Mapping[str, str]) -> dict[str, str]:
             f'org.apache.kafka.common.security.{module} required username="{user}" password="{password}";'
         )
     return options
+
+
+def serving_indices(cfg: Config) -> Indices:
+    """The names and settings of the served indices."""
+    elastic = cfg.elasticsearch
+    return Indices(elastic.index_prefix, cfg.stream.bin_s * 1000, elastic.shards, elastic.replicas)
+
+
+def max_bins(cfg: Config) -> int:
+    """The cap of bins of one event, from stream.max_bin_days and stream.bin_s."""
+    return max(1, cfg.stream.max_bin_days * 86_400 // cfg.stream.bin_s)
+
+
+def fingerprint(cfg: Config) -> str:
+    """By which definitions statistics are computed: what is served must not mix two of them."""
+    return f"bins of {cfg.stream.bin_s} s, at most {cfg.stream.max_bin_days} days of an event"

@@ -1,19 +1,12 @@
-"""The stream: one Spark application, two queries on the log of events, each with its own checkpoint and pace.
+"""The stream: one Spark application that archives the log and keeps the served statistics.
 
-``archive`` writes every row of the log to HDFS (archive.py). ``transfers`` keeps the transfer statistics and writes
-each changed document whole to Elasticsearch (sink.py).
+Query ``archive`` (Structured Streaming) writes every row of the log to HDFS; it is the only reader of the log. The
+follower, in a thread of its own, takes what the archive has committed and adds it to the served documents
+(follower.py). Elasticsearch may be away while the archive goes on; then the follower catches up.
 
-How ``transfers`` stays exact. It is native stateful operators only: de-duplication by event_id, then one aggregation,
-in update mode (Spark 4.0 allows this chain). State and positions are committed together by the checkpoint, so a
-micro-batch that was killed between sink and commit is computed again from the same state and the same positions, and
-writes the same absolute values under the same ids. The horizon of the de-duplication runs on the broker's clock (log
-timestamps), never on the event's: a late event or a future clock evicts nothing. Rows older in the log than the
-horizon would be dropped, so it must not be shorter than the topic's retention; then no row that is still in the log
-can be older. The aggregate is never evicted: its state grows by one row of a few hundred bytes per key and bin, and
-an event of any age finds its bin's count intact.
-
-If either query dies the application exits with status 1, so that its supervisor starts it again; it waits for HDFS,
-Kafka and Elasticsearch before it begins.
+Neither needs a checkpoint to be exact: the archive knows its positions by its manifests, the served documents by the
+control record beside them. If either part dies the application exits with status 1, so that its supervisor starts it
+again; it waits for HDFS, Kafka and Elasticsearch before it begins.
 """
 
 from __future__ import annotations
@@ -21,13 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +31,27 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from gridstead import config as configuration
-from gridstead.archive import ArchiveWriter, CheckpointLog, Files, Positions
-from gridstead.jobs.session import kafka_source_options, log_to_stderr, session
-from gridstead.schema import parse_events, well_formed
-from gridstead.sink import ensure_templates, transfer_actions, write_actions
-from gridstead.statistics import transfer_statistics
+from gridstead.archive import ArchiveWriter, Files, Increments, Positions, committed_positions, starting_offsets
+from gridstead.collector.status import serve
+from gridstead.follower import Follower
+from gridstead.jobs.session import fingerprint, kafka_source_options, log_to_stderr, max_bins, serving_indices, session
+from gridstead.jobs.status import Status
+from gridstead.schema import parse_events
+from gridstead.serving import indices as serving
+from gridstead.serving.elastic import ElasticStore
+from gridstead.serving.transactions import Writer
 
 log = logging.getLogger("gridstead.stream")
 
-DEDUPLICATION_HORIZON_S = 7 * 86_400
-"""Kafka's default retention, see above; ``stream.dedupe_horizon_s`` overrides."""
-
-STATE_PARTITIONS = 2
-"""Parts of the state of each operator; fixed by the checkpoint once it is made."""
-
 WAIT_S = 1800
+IDLE_S = 0.5
 
 SETTINGS = {
     "spark.ui.enabled": "false",
     "spark.scheduler.mode": "FAIR",
-    "spark.sql.shuffle.partitions": str(STATE_PARTITIONS),
+    "spark.sql.shuffle.partitions": "2",
     "spark.sql.adaptive.enabled": "false",
-    "spark.sql.streaming.stateStore.providerClass": (
-        "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
-    ),
-    "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
-    "spark.sql.streaming.stateStore.rocksdb.boundedMemoryUsage": "true",
-    "spark.sql.streaming.stateStore.rocksdb.maxMemoryUsageMB": "128",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
     "spark.sql.streaming.minBatchesToRetain": "20",
     "spark.sql.streaming.numRecentProgressUpdates": "5",
     "spark.sql.streaming.noDataMicroBatches.enabled": "false",
@@ -70,22 +59,17 @@ SETTINGS = {
 }
 
 
-def transfers(parsed: DataFrame, horizon_s: int, bin_ms: int, max_bins: int) -> DataFrame:
-    """The statistics query: parsed rows of the log (a stream) -> transfer statistics, for update mode.
+def kafka_rows(
+    spark: SparkSession, client: Mapping[str, str], topic: str, max_offsets: int, start: str | None
+) -> DataFrame:
+    """The log as a stream; a gap in it (retention passed us) stops the query instead of losing rows.
 
-    ``horizon_s``: for how long, by log timestamps, an event_id is remembered.
+    ``start``: Kafka's startingOffsets where there is no checkpoint; None: from the beginning.
     """
-    events = well_formed(parsed).withWatermark("timestamp", f"{horizon_s} seconds")
-    return transfer_statistics(events.dropDuplicatesWithinWatermark(["event_id"]), bin_ms, max_bins)
-
-
-def kafka_rows(spark: SparkSession, client: Mapping[str, str], topic: str, max_offsets: int) -> DataFrame:
-    """The log as a stream, from its beginning; a gap in it (retention passed us) stops the query instead of losing
-    rows."""
     reader = spark.readStream.format("kafka").options(**kafka_source_options(client))
     return (
         reader.option("subscribe", topic)
-        .option("startingOffsets", "earliest")
+        .option("startingOffsets", start or "earliest")
         .option("maxOffsetsPerTrigger", max_offsets)
         .option("failOnDataLoss", "true")
         .option("fetchOffset.numRetries", "10")
@@ -93,114 +77,9 @@ def kafka_rows(spark: SparkSession, client: Mapping[str, str], topic: str, max_o
     )
 
 
-def _counted(parsed: DataFrame, name: str) -> DataFrame:
+def _counted(parsed: DataFrame) -> DataFrame:
     """Count rows and malformed rows in the query's progress, without another pass."""
-    return parsed.observe(name, F.count(F.lit(1)).alias("rows"), F.count("malformed").alias("malformed"))
-
-
-class Status:
-    """The last progress of the queries, as /health and /metrics.json show it. Thread-safe."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self._lock = threading.Lock()
-        self._started_ms = int(time.time() * 1000)
-        self._queries: dict[str, dict[str, Any]] = {
-            name: {"state": "starting", "rows": 0, "malformed": 0} for name in names
-        }
-        self._batches: dict[str, int] = {}
-
-    def begin(self, name: str, positions: Positions) -> None:
-        """A query runs from these positions."""
-        with self._lock:
-            offsets = {topic: {str(p): o for p, o in parts.items()} for topic, parts in positions.items()}
-            self._queries[name].update(state="running", offsets=offsets)
-
-    def update(self, name: str, progress: Mapping[str, Any], end: Positions | None) -> None:
-        """Take over a query's last progress (Spark's JSON; empty before the first) and the log's present end offsets.
-
-        ``end`` is None while Kafka does not answer; the last known then stands.
-        """
-        with self._lock:
-            entry = self._queries[name]
-            source = (progress.get("sources") or [{}])[0]
-            offsets = source.get("endOffset") or entry.get("offsets") or {}
-            entry["offsets"] = offsets
-            if end is not None:
-                entry["end_offsets"] = {topic: {str(p): o for p, o in parts.items()} for topic, parts in end.items()}
-            latest = entry.get("end_offsets") or source.get("latestOffset") or {}
-            entry["lag"] = sum(
-                max(0, int(o) - int((offsets.get(topic) or {}).get(p, 0)))
-                for topic, parts in latest.items()
-                for p, o in parts.items()
-            )
-            entry["batch_id"] = progress.get("batchId")
-            entry["updated_at"] = progress.get("timestamp")
-            entry["input_rows"] = progress.get("numInputRows")
-            entry["input_rows_per_s"] = progress.get("inputRowsPerSecond")
-            entry["processed_rows_per_s"] = progress.get("processedRowsPerSecond")
-            entry["batch_duration_ms"] = (progress.get("durationMs") or {}).get("triggerExecution")
-            entry["duration_ms"] = progress.get("durationMs")
-            operators = progress.get("stateOperators") or []
-            entry["state_rows"] = {o["operatorName"]: o["numRowsTotal"] for o in operators}
-            entry["dropped_by_horizon"] = entry.get("dropped_by_horizon", 0)
-            if self._batches.get(name) != progress.get("batchId") and progress.get("numInputRows"):
-                self._batches[name] = int(progress.get("batchId") or 0)
-                observed = (progress.get("observedMetrics") or {}).get(name) or {}
-                entry["rows"] += observed.get("rows", 0)
-                entry["malformed"] += observed.get("malformed", 0)
-                entry["dropped_by_horizon"] += sum(o.get("numRowsDroppedByWatermark", 0) for o in operators)
-
-    def add(self, name: str, counts: Mapping[str, int]) -> None:
-        """Add to the counters of a query."""
-        with self._lock:
-            for key, value in counts.items():
-                self._queries[name][key] = self._queries[name].get(key, 0) + value
-
-    def fail(self, name: str, reason: str) -> None:
-        """Note that a query has died."""
-        with self._lock:
-            self._queries[name].update(state="failed", error=reason)
-
-    def healthy(self) -> bool:
-        """Whether every query runs."""
-        with self._lock:
-            return all(entry["state"] == "running" for entry in self._queries.values())
-
-    def document(self) -> dict[str, Any]:
-        """The content of /metrics.json; counters count since ``started_ms``."""
-        with self._lock:
-            queries = json.loads(json.dumps(self._queries))
-        lags = [entry["lag"] for entry in queries.values() if "lag" in entry]
-        return {"service": "stream", "started_ms": self._started_ms, "lag": max(lags, default=None), "queries": queries}
-
-
-def serve_status(status: Status, bind: str, port: int) -> ThreadingHTTPServer:
-    """Serve GET /health (200 or 503) and /metrics.json in a thread of its own."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/health":
-                healthy = status.healthy()
-                self._answer(200 if healthy else 503, {"healthy": healthy})
-            elif self.path == "/metrics.json":
-                self._answer(200, status.document())
-            else:
-                self._answer(404, {"error": "try /health or /metrics.json"})
-
-        def _answer(self, code: int, document: Mapping[str, Any]) -> None:
-            body = json.dumps(document).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer((bind, port), Handler)
-    threading.Thread(target=server.serve_forever, name="status", daemon=True).start()
-    return server
+    return parsed.observe("archive", F.count(F.lit(1)).alias("rows"), F.count("malformed").alias("malformed"))
 
 
 def wait_for(what: str, attempt: Callable[[], None], deadline_s: float = WAIT_S, pause_s: float = 3.0) -> None:
@@ -275,39 +154,55 @@ class EndOffsets:
 
 
 class Application:
-    """The two queries with their status, from a configuration."""
+    """The archive's query and the follower with their status, from a configuration."""
 
     def __init__(self, cfg: configuration.Config, spark: SparkSession) -> None:
         self._cfg = cfg
         self._spark = spark
         self._client = configuration.kafka_client(cfg)
-        self._status = Status(("archive", "transfers"))
+        self._status = Status()
         self._ends = EndOffsets(self._client, cfg.kafka.events_topic)
         self._stop = threading.Event()
+        self._committed: Positions = {}
+        self._news = threading.Event()
 
     def stop(self) -> None:
-        """Ask :meth:`run` to stop the queries and return."""
+        """Ask :meth:`run` to stop both parts and return."""
         self._stop.set()
 
     def run(self) -> int:
-        """Wait for the servers, run both queries, and return the exit status: 0 if stopped, 1 if a query died."""
+        """Wait for the servers, run both parts, and return the exit status: 0 if stopped, 1 if a part died."""
         cfg = self._cfg.stream
-        server = serve_status(self._status, "127.0.0.1", cfg.status_port) if cfg.status_port else None
-        queries: dict[str, StreamingQuery] = {}
+        server = self._serve(cfg.status_port) if cfg.status_port else None
+        query: StreamingQuery | None = None
+        follower: threading.Thread | None = None
         try:
             self._wait_for_servers()
-            queries["archive"] = self._archive()
-            queries["transfers"] = self._transfers()
-            log.info("archive and transfers run on topic %s", self._cfg.kafka.events_topic)
-            return self._watch(queries)
+            self._committed = committed_positions(self._spark, cfg.archive)
+            query = self._archive()
+            follower = threading.Thread(target=self._follow, name="follower")
+            follower.start()
+            log.info("the archive and the statistics follow topic %s", self._cfg.kafka.events_topic)
+            return self._watch(query, follower)
         finally:
-            for query in queries.values():
+            self._stop.set()
+            self._news.set()
+            if follower is not None:
+                follower.join(30)
+            if query is not None:
                 try:
                     query.stop()
                 except Exception as error:
-                    log.warning("a query did not stop cleanly: %s", _brief(error))
+                    log.warning("the archive's query did not stop cleanly: %s", _brief(error))
             if server is not None:
                 server.shutdown()
+
+    def _serve(self, port: int) -> ThreadingHTTPServer:
+        pages = {
+            "/health": lambda: (200 if self._status.healthy() else 503, {"healthy": self._status.healthy()}),
+            "/metrics.json": lambda: (200, self._status.document()),
+        }
+        return serve("127.0.0.1", port, pages)
 
     def _wait_for_servers(self) -> None:
         cfg = self._cfg
@@ -324,76 +219,89 @@ class Application:
 
         wait_for(f"HDFS ({cfg.stream.checkpoint})", hdfs)
         wait_for(f"Kafka (topic {cfg.kafka.events_topic})", kafka)
-        client = configuration.elasticsearch_client(cfg, request_timeout=30)
-        elastic = cfg.elasticsearch
-        ensure_templates(client, elastic.index_prefix, elastic.shards, elastic.replicas, WAIT_S)
-        client.close()
-
-    def _start(self, name: str, df: DataFrame, function: Callable[[DataFrame, int], None]) -> StreamingQuery:
-        cfg = self._cfg.stream
-        checkpoint = f"{cfg.checkpoint.rstrip('/')}/{name}"
-        self._status.begin(name, CheckpointLog(self._spark, checkpoint).committed())
-        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", name)
-        writer = df.writeStream.queryName(name).outputMode("append" if name == "archive" else "update")
-        return (
-            writer.option("checkpointLocation", checkpoint)
-            .trigger(processingTime=f"{cfg.trigger_s} seconds")
-            .foreachBatch(function)
-            .start()
-        )
-
-    def _rows(self, name: str) -> DataFrame:
-        cfg = self._cfg
-        raw = kafka_rows(self._spark, self._client, cfg.kafka.events_topic, cfg.stream.max_offsets_per_trigger)
-        return _counted(parse_events(raw), name)
 
     def _archive(self) -> StreamingQuery:
-        cfg = self._cfg.stream
-        writer = ArchiveWriter(self._spark, cfg.archive, f"{cfg.checkpoint.rstrip('/')}/archive")
+        cfg = self._cfg
+        checkpoint = f"{cfg.stream.checkpoint.rstrip('/')}/archive"
+        writer = ArchiveWriter(self._spark, cfg.stream.archive, checkpoint)
+        start = starting_offsets(self._spark, cfg.stream.archive)
+        raw = kafka_rows(self._spark, self._client, cfg.kafka.events_topic, cfg.stream.max_offsets_per_trigger, start)
 
         def write(batch: DataFrame, batch_id: int) -> None:
             manifest = writer.write_batch(batch, batch_id)
-            self._status.add("archive", {"files": len(manifest.files), "archived_rows": manifest.rows})
+            self._status.archived(len(manifest.files), manifest.rows)
+            self._committed = manifest.positions
+            self._news.set()
 
-        return self._start("archive", self._rows("archive"), write)
+        self._status.begin("archive", self._committed)
+        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "archive")
+        return (
+            _counted(parse_events(raw))
+            .writeStream.queryName("archive")
+            .option("checkpointLocation", checkpoint)
+            .trigger(processingTime=f"{cfg.stream.trigger_s} seconds")
+            .foreachBatch(write)
+            .start()
+        )
 
-    def _transfers(self) -> StreamingQuery:
+    def _follow(self) -> None:
+        """The follower's thread: until stopped, or until an error ends it (and with it the application)."""
+        try:
+            self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "statistics")
+            follower = self._open_follower()
+            try:
+                self._status.begin("statistics", follower.positions)
+                while not self._stop.is_set():
+                    self._news.clear()
+                    step = follower.step(self._committed)
+                    if step is None:
+                        self._news.wait(IDLE_S)
+                    else:
+                        self._status.step(follower.positions, step)
+            finally:
+                follower.close()
+        except Exception as error:
+            if not self._stop.is_set():
+                self._status.fail("statistics", _brief(error))
+                log.error("the statistics stop, so the application ends: %s", _cause(error), exc_info=error)
+
+    def _open_follower(self) -> Follower:
         cfg = self._cfg
-        settings = configuration.elasticsearch_settings(cfg)
-        prefix = cfg.elasticsearch.index_prefix
-        horizon = int(getattr(cfg.stream, "dedupe_horizon_s", DEDUPLICATION_HORIZON_S))
-        statistics = transfers(self._rows("transfers"), horizon, cfg.stream.bin_s * 1000, max_bins(cfg))
+        client = configuration.elasticsearch_client(cfg, request_timeout=60)
+        store = ElasticStore(client, serving_indices(cfg))
+        serving.prepare_control(client, store.indices, WAIT_S)
+        found = store.read_control()
+        serving.serve(client, store.indices, found[0].generation if found is not None else 1, WAIT_S)
+        writer = Writer(store, f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}", fingerprint(cfg))
+        increments = Increments(self._spark, cfg.stream.archive)
+        return Follower(
+            self._spark,
+            increments,
+            writer,
+            Path(cfg.appliance.data_dir) / "stream" / "identity.sqlite",
+            cfg.stream.dedupe_horizon_s * 1000,
+            cfg.stream.bin_s * 1000,
+            max_bins(cfg),
+        )
 
-        def write(batch: DataFrame, batch_id: int) -> None:
-            result = write_actions(transfer_actions(batch, prefix), settings)
-            self._status.add(
-                "transfers", {"documents": result.written, "superseded": result.superseded, "retried": result.retried}
-            )
-
-        return self._start("transfers", statistics, write)
-
-    def _watch(self, queries: Mapping[str, StreamingQuery]) -> int:
+    def _watch(self, query: StreamingQuery, follower: threading.Thread) -> int:
         while not self._stop.wait(1.0):
-            for name, query in queries.items():
-                if not query.isActive:
-                    error = query.exception()
-                    reason = _brief(error) if error is not None else "it ended without an error"
-                    self._status.fail(name, reason)
-                    log.error(
-                        "query %s died, so the application ends (its supervisor starts it again): %s",
-                        name,
-                        _cause(error),
-                    )
-                    return 1
-                progress = query.lastProgress
-                self._status.update(name, json.loads(_json(progress)) if progress is not None else {}, self._ends.get())
+            if not query.isActive:
+                error = query.exception()
+                self._status.fail("archive", _brief(error) if error is not None else "it ended without an error")
+                log.error(
+                    "the archive's query died, so the application ends (its supervisor starts it again): %s",
+                    _cause(error),
+                )
+                return 1
+            if not follower.is_alive():
+                return 1
+            progress = query.lastProgress
+            if progress is not None:
+                self._status.progress(json.loads(_json(progress)))
+            self._status.ends(self._ends.get())
         log.info("stopping")
         return 0
-
-
-def max_bins(cfg: configuration.Config) -> int:
-    """The cap of bins of one event, from stream.max_bin_days and stream.bin_s."""
-    return max(1, cfg.stream.max_bin_days * 86_400 // cfg.stream.bin_s)
 
 
 def _json(progress: Any) -> str:
@@ -420,7 +328,7 @@ def _clean_scratch(directory: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the application."""
     parser = argparse.ArgumentParser(
-        prog="gridstead-stream", description="Archive and transfer statistics of the log of events."
+        prog="gridstead-stream", description="Archive and statistics of the log of events."
     )
     parser.add_argument(
         "--config", metavar="FILE", help="gridstead.toml (default: as found by every gridstead command)"

@@ -95,7 +95,7 @@ class Served:
     def __init__(self, probe: Probe, client: Any) -> None:
         """Look at the transfer statistics of this appliance."""
         self._client = client
-        self._index = f"{probe.config.elasticsearch.index_prefix}-transfers-*"
+        self._index = f"{probe.config.elasticsearch.index_prefix}-transfers"
 
     def hits(self, filters: Filters) -> list[Mapping[str, Any]]:
         """Return all documents that pass the filters, as they are now."""

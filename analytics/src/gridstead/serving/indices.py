@@ -1,0 +1,173 @@
+"""Names, templates and aliases of the served indices.
+
+One index a statistic, generation and month (of the bin's start): ``<prefix>-<statistic>-g<generation>-<yyyy.MM>``.
+Readers use the alias ``<prefix>-<statistic>``: it shows the documents of the served generation that are not empty. A
+rebuild fills the next generation beside it; :func:`serve` then moves all aliases in one step.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from elasticsearch import Elasticsearch
+
+from gridstead.serving.patience import patient
+from gridstead.statistic import STATISTICS
+
+CONTROL_ID: Final = "serving"
+LONGEST_TERM: Final = 8000
+"""Names longer than this (characters) are stored and shown, but not searched: a term has at most 32,766 bytes."""
+
+
+@dataclass(frozen=True)
+class Indices:
+    """The names of one appliance's indices, and how new ones are made. ``bin_ms``: width of a bin."""
+
+    prefix: str
+    bin_ms: int
+    shards: int = 1
+    replicas: int = 0
+
+    @property
+    def control(self) -> str:
+        """The index of the control record."""
+        return f"{self.prefix}-control"
+
+    def alias(self, statistic: str) -> str:
+        """What readers search."""
+        return f"{self.prefix}-{statistic}"
+
+    def pattern(self, statistic: str, generation: int) -> str:
+        """All months of one generation."""
+        return f"{self.prefix}-{statistic}-g{generation}-*"
+
+    def index(self, statistic: str, generation: int, bin_end_ms: int) -> str:
+        """The index that holds a document, by the month in which its bin begins."""
+        return f"{self.prefix}-{statistic}-g{generation}-{month_of(bin_end_ms - self.bin_ms)}"
+
+    def generation_of(self, index: str) -> int | None:
+        """The generation of an index of ours, None for another."""
+        names = "|".join(map(re.escape, STATISTICS))
+        match = re.fullmatch(rf"{re.escape(self.prefix)}-(?:{names})-g(\d+)-\d+\.\d\d", index)
+        return int(match[1]) if match else None
+
+    def template(self, statistic: str, generation: int, served: bool) -> dict[str, Any]:
+        """The index template of one statistic and generation; with the readers' alias if it is the served one."""
+        keyword = {"type": "keyword", "ignore_above": LONGEST_TERM}
+        date = {"type": "date", "format": "epoch_millis"}
+        flags = {"is_remote": {"type": "boolean"}, "is_transfer": {"type": "boolean"}}
+        properties: dict[str, Any] = {
+            **{name: flags.get(name, keyword) for name in STATISTICS[statistic].dimensions},
+            **{name: {"type": "long"} for name in STATISTICS[statistic].values},
+            "bin_end_ms": date,
+            "bin_ms": {"type": "long"},
+            "update_time": date,
+            "seq": {"type": "long", "index": False, "doc_values": False},
+            "since": {"type": "object", "enabled": False},
+        }
+        if statistic == "access":
+            properties["average_file_size"] = {"type": "double"}
+        settings = {
+            "number_of_shards": self.shards,
+            "number_of_replicas": self.replicas,
+            "refresh_interval": "1s",
+        }
+        return {
+            "index_patterns": [self.pattern(statistic, generation)],
+            "priority": 200,
+            "template": {
+                "settings": settings,
+                "mappings": {"dynamic": False, "properties": properties},
+                **({"aliases": {self.alias(statistic): self._filter(statistic)}} if served else {}),
+            },
+        }
+
+    def _filter(self, statistic: str) -> dict[str, Any]:
+        return {"filter": {"range": {STATISTICS[statistic].values[0]: {"gt": 0}}}}
+
+    def alias_actions(self, existing: Iterable[str], generation: int) -> list[dict[str, Any]]:
+        """The steps after which every alias shows exactly the existing indices of one generation."""
+        actions: list[dict[str, Any]] = []
+        for name in STATISTICS:
+            alias = self.alias(name)
+            for index in existing:
+                if index.startswith(f"{self.prefix}-{name}-g") and self.generation_of(index) is not None:
+                    if self.generation_of(index) == generation:
+                        actions.append({"add": {"index": index, "alias": alias, **self._filter(name)}})
+                    else:
+                        actions.append({"remove": {"index": index, "alias": alias, "must_exist": False}})
+        return actions
+
+
+def month_of(ms: int) -> str:
+    """UTC year and month of a time, ``yyyy.MM``."""
+    moment = time.gmtime(ms // 1000)
+    return f"{moment.tm_year:04d}.{moment.tm_mon:02d}"
+
+
+def prepare_control(client: Elasticsearch, indices: Indices, deadline_s: float) -> None:
+    """Put the template of the control record's index. Waits for Elasticsearch; raises ServingError."""
+    template = {
+        "settings": {"number_of_shards": 1, "number_of_replicas": indices.replicas},
+        "mappings": {"dynamic": False},
+    }
+    patient(
+        lambda: client.indices.put_index_template(
+            name=indices.control, index_patterns=[indices.control], priority=200, template=template
+        ),
+        "put the index template of the control record",
+        deadline_s,
+    )
+
+
+def prepare(client: Elasticsearch, indices: Indices, generation: int, served: bool, deadline_s: float) -> None:
+    """Put the templates of a generation. Waits for Elasticsearch; raises ServingError after the deadline."""
+    for name in STATISTICS:
+        body = indices.template(name, generation, served)
+        template = f"{indices.alias(name)}-g{generation}"
+        patient(
+            lambda template=template, body=body: client.indices.put_index_template(name=template, **body),  # type: ignore[misc]
+            f"put the index template {template}",
+            deadline_s,
+        )
+
+
+def serve(client: Elasticsearch, indices: Indices, generation: int, deadline_s: float) -> None:
+    """Show readers a generation: all aliases in one step, then the templates, so that new months are shown too.
+
+    Safe to repeat; the stream does at each start what a killed rebuild left undone.
+    """
+    prepare(client, indices, generation, True, deadline_s)
+    actions = indices.alias_actions(existing(client, indices), generation)
+    if actions:
+        patient(lambda: client.indices.update_aliases(actions=actions), "move the aliases", deadline_s)
+
+
+def drop_others(client: Elasticsearch, indices: Indices, keep: Iterable[int], deadline_s: float) -> list[str]:
+    """Delete indices and templates of generations that nobody uses; returns the names of the indices."""
+    kept = set(keep)
+    gone = [index for index in existing(client, indices) if indices.generation_of(index) not in kept]
+    if gone:
+        patient(lambda: client.indices.delete(index=gone, ignore_unavailable=True), "delete old indices", deadline_s)
+    for name in STATISTICS:
+        templates = client.indices.get_index_template(name=f"{indices.alias(name)}-g*")["index_templates"]
+        for template in templates:
+            generation = template["name"].rpartition("-g")[2]
+            if generation.isdigit() and int(generation) not in kept:
+                client.options(ignore_status=404).indices.delete_index_template(name=template["name"])
+    return gone
+
+
+def existing(client: Elasticsearch, indices: Indices) -> list[str]:
+    """The names of all indices of ours that hold documents, of every generation."""
+    found = client.indices.get_settings(
+        index=[f"{indices.alias(name)}-g*" for name in STATISTICS],
+        name="index.number_of_shards",
+        ignore_unavailable=True,
+        allow_no_indices=True,
+    )
+    return sorted(index for index in found.body if indices.generation_of(index) is not None)
