@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gridstead.hdfs import HdfsError, HdfsShell
-from gridstead.release import ReleaseError, Releases, build, pack_environment, spark_environment, spark_submit_command
+from gridstead.release import JOBS, ReleaseError, Releases, build, pack_environment, spark_environment, spark_submit_command
 
 SHELL = """#!/usr/bin/env python3
 import os, shutil, sys
@@ -58,7 +58,7 @@ def releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Releases:
 def lib(tmp_path: Path) -> Path:
     jobs = tmp_path / "lib" / "gridstead" / "jobs"
     jobs.mkdir(parents=True)
-    for name in ("batch", "stream", "__init__"):
+    for name in (*JOBS, "__init__"):
         (jobs / f"{name}.py").write_text(f"# {name}\n")
     (jobs / "__pycache__").mkdir()
     (jobs / "__pycache__" / "batch.pyc").write_bytes(b"x")
@@ -88,8 +88,10 @@ def test_publish_list_and_use(releases: Releases, lib: Path, tmp_path: Path) -> 
     assert releases.current() == "0.10.0"
     root = tmp_path / "hdfs" / "apps" / "gridstead"
     assert sorted(p.name for p in (root / "0.2.0").iterdir()) == [
+        "archive.py",
         "batch.py",
         "environment.tar.gz",
+        "ingest.py",
         "release.json",
         "stream.py",
     ]

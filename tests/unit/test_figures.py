@@ -1,0 +1,94 @@
+"""The page of figures: never stale, every figure of ours from the results of a benchmark."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gridstead.formats import PAIRS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def figures(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    tool = ROOT / "tools" / "figures.py"
+    return subprocess.run([sys.executable, tool, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def result(benchmark: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    machine = {"cpu": "x", "cores": 2, "memory_mib": 1, "load_1m": 0.5}
+    return {"benchmark": benchmark, "date": "2026-01-01", "machine": machine, "parameters": {"n": 1}, "results": rows}
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    checked = figures("--check")
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_results_are_taken_in_and_what_is_missing_is_marked(tmp_path: Path) -> None:
+    day = {"name": "1 day", "seconds": 77.5, "events": 20_000_000, "cpu_us_per_event": 6.1}
+    month = {"name": "30 days", "seconds": 200, "events": 30_000_000, "cpu_us_per_event": 7}
+    (tmp_path / "batch.json").write_text(json.dumps(result("batch", [day, month])))
+    assert figures("--reference", tmp_path, "add", tmp_path / "batch.json").returncode == 0
+    page = (tmp_path / "figures.md").read_text()
+    assert "77.5 s for 20,000,000 events, 6.1 µs CPU an event" in page
+    assert "not measured yet <!-- stream -->" in page and "<!-- batch -->" not in page
+    assert figures("--reference", tmp_path, "--check").returncode == 0
+    day["seconds"] = 80
+    (tmp_path / "batch.json").write_text(json.dumps(result("batch", [day, month])))
+    stale = figures("--reference", tmp_path, "--check", "add", tmp_path / "batch.json")
+    assert stale.returncode == 1 and "is stale" in stale.stderr
+
+
+def ingest_rows() -> list[dict[str, Any]]:
+    """Results as bench_ingest writes them: way 3 analyses 1 s longer than way 2, whose transformation takes 2 s."""
+    rows = []
+    for number, (format_, codec) in enumerate(PAIRS):
+        for way in (1, 2, 3):
+            step = {"tasks": 3, "stored_bytes": 1, "shuffle_bytes": 1 << 20, "peak_execution_mib": 2.0}
+            steps = {"store": step | {"seconds": 1.0}, "analyse": step | {"seconds": 4.0 + (way == 3) + number}}
+            if way == 2:
+                steps["transform"] = step | {"seconds": 2.0}
+            seconds = sum(one["seconds"] for one in steps.values())
+            rows.append({
+                "name": f"way {way}, {format_}, {codec}", "events": 100, "seconds": seconds, "cpu_us_per_event": 10.0,
+                "way": way, "format": format_, "codec": codec, "seconds_least": seconds, "seconds_most": seconds,
+                "bytes_per_message": 100.0 * way + number, "tasks": 9, "steps": steps,
+            })  # fmt: skip
+    return rows
+
+
+def test_the_ways_and_formats_are_compared_from_the_results(tmp_path: Path) -> None:
+    (tmp_path / "ingest.json").write_text(json.dumps(result("ingest", ingest_rows())))
+    assert figures("--reference", tmp_path, "add", tmp_path / "ingest.json").returncode == 0
+    page = (tmp_path / "figures.md").read_text()
+    for part in (
+        "| way 2, whole cycle | 282 s (2.15 of way 3), 100,000 messages | 3.4.4, table 3.2 | 7.0 s (1.17 of way 3)",
+        "| size: CSV over Avro | +12.88 % | 4.4.3, fig. 4.5 | +3 % |",
+        "| batch time: JSON over Avro | +64 % (Spark) | 5.4.3 | +125 % |",
+        "(`raw-json-2-pre-trans-avro-mr`) | 83, 155, 44, 282 | 1.00, 2.00, 4.00, 7.00 |",
+        "| avro | none | 5.00 (5.00–5.00) | 7.00 (7.00–7.00) | 6.00 (6.00–6.00) | 10, 10, 10 | 2.0 |",
+        "| csv | snappy | 104 | +3 % | 304 | +1 % | 8.00 | +60 % | 3 | 1.0 | 2.0 |",
+    ):
+        assert part in page, part
+    assert [line for line in page.splitlines() if line.startswith("| csv | zstd")] == []
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (result("batch", []), "have no '1 day'"),
+        (result("nonesuch", []), "give it a row"),
+        ({"benchmark": "batch"}, "is no result of a benchmark"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(tmp_path: Path, document: dict[str, Any], reason: str) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    refused = figures("--reference", tmp_path, "add", tmp_path / "x.json")
+    assert refused.returncode == 1 and reason in refused.stderr
+    assert not (tmp_path / "figures.md").exists()
