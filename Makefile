@@ -44,8 +44,16 @@ smoke: bootstrap ## Prove that every server works and that events come out exact
 	@mkdir -p build
 	@$(GRIDSTEAD) smoke --junit build/smoke.xml
 
-bench: test-environment ## Measure the bridge on the running appliance; writes build/bench/*.json
-	@python tests/bench/bench_bridge.py --config $(GRIDSTEAD_ROOT)/etc/gridstead/gridstead.toml --output build/bench
+BENCH = mkdir -p build/bench; python tests/bench
+CONFIG = --config $(GRIDSTEAD_ROOT)/etc/gridstead/gridstead.toml --output build/bench
+
+bench: test-environment ## Measure on the running appliance, about 25 min; writes build/bench/*.json
+	@$(BENCH)/bench_bridge.py $(CONFIG)
+	@$(BENCH)/bench_serving.py $(CONFIG)
+	@$(BENCH)/bench_stream.py $(CONFIG)
+	@$(BENCH)/bench_identity.py --output build/bench
+	@$(BENCH)/bench_ingest.py --output build/bench
+	@echo 'Next: tools/figures.py add build/bench/FILE… puts results into docs/reference/figures.md'
 
 test-environment: bundle
 	@tools/test-environment.sh
@@ -61,7 +69,11 @@ test: lint ## Every test that fits this machine's time: unit, roles, integration
 	@mkdir -p build
 	$(PYTEST)
 
+docs: test-environment ## Write the roles' READMEs and the data dictionary anew
+	python tools/role_docs.py
+	python tools/data_dictionary.py
+
 lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in
 	@tools/lock.sh
 
-.PHONY: help up bundle bootstrap down clean status report replay smoke bench test-environment lint test lock
+.PHONY: help up bundle bootstrap down clean status report replay smoke bench test-environment lint test docs lock
