@@ -56,6 +56,7 @@ def test_all_faults_come_at_once_each_with_file_key_and_remedy(file: Path) -> No
     [
         ("xrootd_port = ", "xrootd_port = 9", "out of range: use from 1 to 65535"),
         ("[hadoop]", "[hadoop", "is not TOML"),
+        ("[stream]", '[stream]\nstatistics = ["transfer"]', "stream.statistics has 'transfer': use some of transfers,"),
         ("[collector]", "[collector]\npseudonymise = 1", "collector.pseudonymise is 1, neither true nor false"),
         ('check = "http"', 'check = "tcp"', "is not host:port"),
         ('name = "kafka"', 'name = "collector"', "'collector' occurs twice"),

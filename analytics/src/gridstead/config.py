@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gridstead.statistic import STATISTICS
+
 ENVIRONMENT_FILE = "GRIDSTEAD_CONFIG"
 ENVIRONMENT_ROOT = "GRIDSTEAD_ROOT"
 FILE_IN_TREE = Path("etc") / "gridstead" / "gridstead.toml"
@@ -146,7 +148,8 @@ class Bridge:
 class Stream:
     """[stream]: the Spark application with the archive's query and the follower. Paths are on HDFS.
 
-    ``dedupe_horizon_s``: for how long, by the log's clock, the follower knows an event's identity.
+    ``dedupe_horizon_s``: for how long, by the log's clock, the follower knows an event's identity. ``statistics``:
+    which the stream keeps up to date; the others are as the last batch left them.
     """
 
     master: str = _key("local[2]")
@@ -158,6 +161,7 @@ class Stream:
     bin_s: int = _key(600, at_least=1)
     max_bin_days: int = _key(7, at_least=1)
     dedupe_horizon_s: int = _key(2 * 86_400, at_least=1)
+    statistics: tuple[str, ...] = _key(tuple(STATISTICS), one_of=tuple(STATISTICS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +388,9 @@ class _Reader:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             self.fault(key, f"is {value!r}, not a list of strings", 'write it as ["command", "argument"]')
             return None
+        unknown = [item for item in value if rules["one_of"] and item not in rules["one_of"]]
+        if unknown:
+            self.fault(key, f"has {', '.join(map(repr, unknown))}", f"use some of {', '.join(rules['one_of'])}")
         return tuple(value)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from gridstead.identity import Changes, IdentityIndex
 from gridstead.schema import EVENT
 from gridstead.serving.documents import Delta
 from gridstead.serving.transactions import Writer
+from gridstead.statistic import STATISTICS
 from gridstead.statistics import statistics
 
 log = logging.getLogger("gridstead.follower")
@@ -54,6 +56,7 @@ class Follower:
         horizon_ms: int,
         bin_ms: int,
         max_bins: int,
+        which: Sequence[str] = tuple(STATISTICS),
     ) -> None:
         """Open the identity index and bring it to where the served documents are.
 
@@ -64,6 +67,7 @@ class Follower:
         self._writer = writer
         self._bin_ms = bin_ms
         self._max_bins = max_bins
+        self._which = tuple(which)
         self._index = IdentityIndex(index_path, horizon_ms)
         self._catch_up(index_path, horizon_ms)
 
@@ -89,9 +93,8 @@ class Follower:
         changes = self._index.apply(rows)
         clock.note("identify")
         try:
-            deltas = collect_deltas(
-                statistics(self._signed(events, changes), bin_ms=self._bin_ms, max_bins=self._max_bins)
-            )
+            signed = self._signed(events, changes)
+            deltas = collect_deltas(statistics(signed, self._which, self._bin_ms, self._max_bins))
             clock.note("compute")
             done = self._writer.transact(upto, deltas)
         except BaseException:

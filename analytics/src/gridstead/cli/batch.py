@@ -96,6 +96,12 @@ Examples:
 @command
 def status(session: Session) -> None:
     """Show the batch that is under way, the last one that was merged, and when the next one is due."""
+    data = freshness(session)
+    session.emit(data, lambda: in_words(data))
+
+
+def freshness(session: Session) -> dict[str, Any]:
+    """The batch that is under way, the last one merged and the scheduled one, as JSON; raises Failure."""
     control = read_control(session)
     try:
         scheduled = metrics.scheduler(session.config)["tasks"].get("batch")
@@ -103,7 +109,7 @@ def status(session: Session) -> None:
         scheduled = None
     running, merged = control.batch, control.merged
     now = time.time()
-    data = {
+    return {
         "running": running and {"run": running.run, "first_day": running.first_day, "last_day": running.last_day,
                                 "cut": running.cut.seq, "seen_s_ago": round(now - running.beat_ms / 1000, 1)},
         "merged": merged and {"run": merged.run, "first_day": merged.first_day, "last_day": merged.last_day,
@@ -111,23 +117,25 @@ def status(session: Session) -> None:
         "scheduled": scheduled,
     }  # fmt: skip
 
-    def human() -> str:
-        lines = []
-        if running:
-            ago = human_seconds(now - running.beat_ms / 1000)
-            lines.append(f"Under way: {running.first_day} to {running.last_day}; it said that it lives {ago} ago.")
-        if merged:
-            age = human_seconds(now - merged.done_ms / 1000)
-            lines.append(f"Last merged: {merged.first_day} to {merged.last_day}, {utc(merged.done_ms)}, {age} ago.")
-        if not lines:
-            lines.append("No batch was merged yet: all that is served was streamed.")
-        if scheduled:
-            due = scheduled["due"] - now
-            lines.append(f"Next by schedule: {'in ' + human_seconds(due) if due > 0 else 'now'}.")
-            if scheduled["last"].get("exit_code"):
-                lines.append(f"The last scheduled run failed: {scheduled['last'].get('error')}")
-        else:
-            lines.append("None is scheduled (schedule.batch_interval_s, or the scheduler does not answer).")
-        return "\n".join(lines)
 
-    session.emit(data, human)
+def in_words(data: dict[str, Any]) -> str:
+    """What :func:`freshness` gave, a line each."""
+    running, merged, scheduled = data["running"], data["merged"], data["scheduled"]
+    lines = []
+    if running:
+        ago = human_seconds(running["seen_s_ago"])
+        lines.append(f"Batch under way: {running['first_day']} to {running['last_day']}, seen alive {ago} ago.")
+    if merged:
+        age = human_seconds(merged["age_s"])
+        done = utc(merged["done_ms"])
+        lines.append(f"Last batch merged: {merged['first_day']} to {merged['last_day']}, {done}, {age} ago.")
+    if not running and not merged:
+        lines.append("No batch was merged yet: all that is served was streamed.")
+    if scheduled:
+        due = scheduled["due"] - time.time()
+        lines.append(f"Next batch by schedule: {'in ' + human_seconds(due) if due > 0 else 'now'}.")
+        if scheduled["last"].get("exit_code"):
+            lines.append(f"The last scheduled batch failed: {scheduled['last'].get('error')}")
+    else:
+        lines.append("No batch is scheduled (schedule.batch_interval_s is 0, or the scheduler does not answer).")
+    return "\n".join(lines)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gridstead.cli import kafkalog, pipeline, supervision
+from gridstead.cli import kafkalog, metrics, pipeline, supervision
 from gridstead.cli.pipeline import Snapshot, Stage
 from gridstead.cli.supervision import ServiceState
 from gridstead.cli.units import exact, human_bytes, human_seconds
@@ -347,6 +347,19 @@ def _dead_letters(patient: Patient) -> Iterator[Finding]:
         yield Finding("dead letters", Verdict.NOTE, what, "gridstead dlq list")
 
 
+def _scheduler(patient: Patient) -> Iterator[Finding]:
+    try:
+        tasks = metrics.scheduler(patient.config).get("tasks", {})
+    except metrics.MetricsError as error:
+        yield Finding("scheduler", Verdict.WRONG, f"it does not answer: {error}", _tail(patient, "scheduler"))
+        return
+    for name, task in tasks.items():
+        if task["last"].get("exit_code"):
+            ago = human_seconds(time.time() - task["last"]["began"])
+            what = f"the last {name}, begun {ago} ago, failed: {task['last'].get('error')}"
+            yield Finding("scheduler", Verdict.WRONG, what, _tail(patient, "scheduler"))
+
+
 def _restart(patient: Patient, service: str) -> str:
     return supervision.restart_command(patient.config, service)
 
@@ -376,4 +389,5 @@ _CHECKS: tuple[tuple[str, str, Callable[[Patient], Iterator[Finding]], str], ...
     ("yarn", "yarn-resourcemanager", _yarn, "NodeManagers are active and healthy"),
     ("stream", "stream", _stream, "both queries keep up"),
     ("elasticsearch", "elasticsearch", _elasticsearch, "no shard is missing"),
+    ("scheduler", "scheduler", _scheduler, "what it ran last went well"),
 )

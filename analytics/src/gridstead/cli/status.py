@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gridstead.cli import pipeline, supervision
+from gridstead.cli import batch, pipeline, supervision
 from gridstead.cli.pipeline import Snapshot
-from gridstead.cli.session import EXIT_FAILED, Session, command
+from gridstead.cli.session import EXIT_FAILED, Failure, Session, command
 from gridstead.cli.supervision import ServiceState
 from gridstead.cli.units import exact, human_bytes, human_seconds
 
@@ -34,6 +34,11 @@ def status(session: Session) -> None:
         services_later = pool.submit(supervision.services, config)
         snapshot_later = pool.submit(pipeline.snapshot, config)
         services, snapshot = services_later.result(), snapshot_later.result()
+    try:
+        fresh = batch.freshness(session)
+        batches = batch.in_words(fresh)
+    except Failure as failure:
+        fresh, batches = {"problem": failure.message}, f"Batch: {failure.message}."
     sick = [service for service in services if not service.healthy]
     memory = sum(service.rss_bytes or 0 for service in services)
     data = {
@@ -43,8 +48,9 @@ def status(session: Session) -> None:
         "rss_bytes": memory,
         "services": [service.as_dict() for service in services],
         "pipeline": snapshot.as_dict(),
+        "batch": fresh,
     }
-    session.emit(data, lambda: _screen(config.appliance.name, services, memory, snapshot))
+    session.emit(data, lambda: Group(_screen(config.appliance.name, services, memory, snapshot), Text(batches)))
     if sick:
         if not session.as_json:
             click.echo(f"not healthy: {supervision.names(sick)}\nnext:  gridstead doctor", err=True)

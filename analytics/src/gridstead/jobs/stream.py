@@ -282,6 +282,7 @@ class Application:
             cfg.stream.dedupe_horizon_s * 1000,
             cfg.stream.bin_s * 1000,
             max_bins(cfg),
+            cfg.stream.statistics,
         )
 
     def _watch(self, query: StreamingQuery, follower: threading.Thread) -> int:
