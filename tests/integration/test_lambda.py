@@ -105,7 +105,7 @@ def test_streamed_alone(appliance: Appliance, tmp_path: Path) -> None:
     appliance.gridstead("replay", str(history.path), "--wait")
     history.assert_served(appliance)
     counters = appliance.json("stream", "status")["queries"]["statistics"]
-    assert counters["duplicates"] > 0 and counters["superseded"] > 0 and counters["retracted"] > 0
+    assert counters["duplicates"] > 0 and counters["superseded"] > 0
 
 
 def test_a_batch_beside_the_stream(appliance: Appliance, tmp_path: Path) -> None:
@@ -120,6 +120,8 @@ def test_a_batch_beside_the_stream(appliance: Appliance, tmp_path: Path) -> None
         sending.kill()
     assert summary["merged"]["deleted"] == 0
     history.assert_served(appliance)
+    counters = appliance.json("stream", "status")["queries"]["statistics"]
+    assert counters["retracted"] > 0, "versions came in steps of their own"
     appliance.gridstead("replay", str(history.path), "--wait")  # all of it once more
     again = appliance.json("batch", "run", "--from", first, "--to", last, timeout=600)
     assert again["merged"]["computed"] > 0 and (again["merged"]["written"], again["merged"]["deleted"]) == (0, 0)
