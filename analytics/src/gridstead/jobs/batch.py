@@ -59,6 +59,8 @@ CLAMPED_LOOKBACK_DAYS: Final = 8
 BEAT_S: Final = 15.0
 DEAD_AFTER_MS: Final = 60_000
 WAIT_S: Final = 900.0
+READERS_S: Final = 10.0
+"""For how long after a rebuild the former indices stay, for searches that are under way in them."""
 
 SETTINGS = {
     "spark.ui.enabled": "false",
@@ -156,6 +158,7 @@ class Batch:
             Files(self._spark, self._archive).delete(staging)
         if fresh:
             serving.serve(self._client, self._store.indices, control.generation, WAIT_S)
+            time.sleep(READERS_S)
             serving.drop_others(self._client, self._store.indices, {control.generation}, WAIT_S)
         summary.seconds["total"] = round(time.monotonic() - began, 1)
         return summary

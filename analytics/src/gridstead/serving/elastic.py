@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from elasticsearch import ConflictError, Elasticsearch, NotFoundError, helpers
+from elasticsearch import ApiError, ConflictError, Elasticsearch, NotFoundError, TransportError, helpers
 
 from gridstead.serving.control import Conflict, Control
 from gridstead.serving.documents import NO_CUT, Document, Version
@@ -197,16 +197,19 @@ class ElasticStore:
         pattern = self.indices.pattern(statistic, generation)
         patient(lambda: self._client.indices.refresh(index=pattern, **_THERE), "refresh the indices", self._deadline_s)
         bin_ms = self.indices.bin_ms
-        hits = helpers.scan(
-            self._client,
-            index=pattern,
-            query={
-                "query": {"range": {"bin_end_ms": {"gte": low_ms + bin_ms, "lt": high_ms + bin_ms}}},
-                "seq_no_primary_term": True,
-            },
-            size=READ_AT_ONCE,
-            **_THERE,
-        )
+        query = {
+            "query": {"range": {"bin_end_ms": {"gte": low_ms + bin_ms, "lt": high_ms + bin_ms}}},
+            "seq_no_primary_term": True,
+        }
+        waiting = Patience(self._deadline_s)
+        while True:  # a scroll that broke off is begun again
+            try:
+                hits = list(helpers.scan(self._client, index=pattern, query=query, size=READ_AT_ONCE, **_THERE))
+                break
+            except (ApiError, TransportError, helpers.ScanError) as error:
+                if not isinstance(error, helpers.ScanError) and not transient(error):
+                    raise ServingError(f"Elasticsearch refused to read {pattern}: {error}") from error
+                waiting.wait(f"a read of {pattern}", str(error))
         for hit in hits:
             document = self._document(statistic, hit)
             yield Place(generation, statistic, hit["_id"], document.bin_end_ms), document

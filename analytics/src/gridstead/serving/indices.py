@@ -142,7 +142,7 @@ def serve(client: Elasticsearch, indices: Indices, generation: int, deadline_s: 
     Safe to repeat; the stream does at each start what a killed rebuild left undone.
     """
     prepare(client, indices, generation, True, deadline_s)
-    actions = indices.alias_actions(existing(client, indices), generation)
+    actions = indices.alias_actions(existing(client, indices, deadline_s), generation)
     if actions:
         patient(lambda: client.indices.update_aliases(actions=actions), "move the aliases", deadline_s)
 
@@ -150,24 +150,33 @@ def serve(client: Elasticsearch, indices: Indices, generation: int, deadline_s: 
 def drop_others(client: Elasticsearch, indices: Indices, keep: Iterable[int], deadline_s: float) -> list[str]:
     """Delete indices and templates of generations that nobody uses; returns the names of the indices."""
     kept = set(keep)
-    gone = [index for index in existing(client, indices) if indices.generation_of(index) not in kept]
+    gone = [index for index in existing(client, indices, deadline_s) if indices.generation_of(index) not in kept]
     if gone:
         patient(lambda: client.indices.delete(index=gone, ignore_unavailable=True), "delete old indices", deadline_s)
     for name in STATISTICS:
-        templates = client.indices.get_index_template(name=f"{indices.alias(name)}-g*")["index_templates"]
-        for template in templates:
+        pattern = f"{indices.alias(name)}-g*"
+        answer = patient(lambda p=pattern: client.indices.get_index_template(name=p), "list templates", deadline_s)  # type: ignore[misc]
+        for template in answer["index_templates"]:
             generation = template["name"].rpartition("-g")[2]
             if generation.isdigit() and int(generation) not in kept:
-                client.options(ignore_status=404).indices.delete_index_template(name=template["name"])
+                patient(
+                    lambda t=template: client.options(ignore_status=404).indices.delete_index_template(name=t["name"]),  # type: ignore[misc]
+                    "delete an old template",
+                    deadline_s,
+                )
     return gone
 
 
-def existing(client: Elasticsearch, indices: Indices) -> list[str]:
+def existing(client: Elasticsearch, indices: Indices, deadline_s: float) -> list[str]:
     """The names of all indices of ours that hold documents, of every generation."""
-    found = client.indices.get_settings(
-        index=[f"{indices.alias(name)}-g*" for name in STATISTICS],
-        name="index.number_of_shards",
-        ignore_unavailable=True,
-        allow_no_indices=True,
+    found = patient(
+        lambda: client.indices.get_settings(
+            index=[f"{indices.alias(name)}-g*" for name in STATISTICS],
+            name="index.number_of_shards",
+            ignore_unavailable=True,
+            allow_no_indices=True,
+        ),
+        "list the indices",
+        deadline_s,
     )
     return sorted(index for index in found.body if indices.generation_of(index) is not None)
