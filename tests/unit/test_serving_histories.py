@@ -212,3 +212,23 @@ def test_other_definitions_are_refused() -> None:
     Writer(store, "a", "bins of 600 s")
     with pytest.raises(ControlError, match="bins of 300 s"):
         Writer(store, "b", "bins of 300 s")
+
+
+def test_a_begun_range_has_to_be_finished_before_another() -> None:
+    store = MemoryStore()
+    writer = Writer(store, "a", "f")
+
+    def die(call: str) -> None:
+        if call == "write":
+            raise Killed
+
+    store.before = die
+    with pytest.raises(Killed):
+        writer.transact({"t": {0: 5}}, [delta("a|0", 1, 1)])
+    store.before = lambda call: None
+    after = Writer(store, "b", "f")
+    assert after.pending == {"t": {0: 5}}
+    with pytest.raises(ControlError, match="has to be finished"):
+        after.transact({"t": {0: 9}}, [delta("a|0", 2, 2)])
+    after.transact({"t": {0: 5}}, [delta("a|0", 1, 1)])
+    assert after.pending is None and [d.values for d in store.documents.values()] == [(1, 1)]
