@@ -30,14 +30,13 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class _Head:
-    """The latest version that a carrier carried, if any is kept.
+    """The latest version that a carrier carried, if its chunk is kept.
 
-    ``noted``: the chunk whose table of heads says so. ``floor``: the newest chunk that says something of this carrier;
-    a note must not be dropped before it, or the older word would hold again.
+    ``floor``: the newest chunk that says something of this carrier. A new note must not be in an older one, which goes
+    earlier: the older word would hold again.
     """
 
     version: Version | None
-    noted: int | None
     floor: int
     moved_to: int | None = None
 
@@ -104,14 +103,13 @@ class Resolver:
     def _load_heads(
         self, alone: Iterable[tuple[Version, bytes | None]], notes: Iterable[tuple[int, tuple[bytes, int, bytes]]]
     ) -> None:
-        self._heads: dict[bytes, _Head] = defaultdict(lambda: _Head(None, None, -1))
+        self._heads: dict[bytes, _Head] = defaultdict(lambda: _Head(None, -1))
         for record, producer in alone:
             if producer is not None:
-                head = _Head(self._records[record.chunk, record.event], None, record.chunk)
+                head = _Head(self._records[record.chunk, record.event], record.chunk)
                 self._heads[record.event[:ACCESS_BYTES] + producer] = head
-        for noted, (carrier, chunk, event) in notes:
-            floor = max(noted, self._heads[carrier].floor)
-            self._heads[carrier] = _Head(self._records.get((chunk, event)), noted, floor)
+        for noted, (carrier, chunk, event) in sorted(notes):  # so that the newest holds; it is not before the alone one
+            self._heads[carrier] = _Head(self._records.get((chunk, event)), noted)
 
     def _resolve(self, row: Row) -> None:
         record = self._latest.get(row.event)
@@ -159,17 +157,10 @@ class Resolver:
         self.store.put_versions(versions)
         touched = {(version.event[:ACCESS_BYTES], version.chunk) for version in versions}
         moved: dict[int, list[tuple[bytes, Version]]] = defaultdict(list)
-        left: dict[int, list[bytes]] = defaultdict(list)
         for carrier, head in self._heads.items():
-            if head.moved_to is None or head.version is None:
-                continue
-            if head.noted is not None and head.noted != head.moved_to:
-                left[head.noted].append(carrier)
-            if head.moved_to >= first_chunk:
+            if head.moved_to is not None and head.version is not None and head.moved_to >= first_chunk:
                 moved[head.moved_to].append((carrier, head.version))
                 touched.add((carrier[:ACCESS_BYTES], head.moved_to))
-        for chunk, carriers in left.items():
-            self.store.delete_heads(chunk, carriers)
         for chunk, heads in moved.items():
             self.store.put_heads(chunk, heads)
         new: dict[int, list[bytes]] = defaultdict(list)

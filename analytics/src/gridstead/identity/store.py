@@ -333,11 +333,6 @@ class Store:
         """Note in a chunk which version is the latest of a carrier."""
         self._note(number, ((_carrier_key(name), _HEAD.pack(v.chunk, v.event[ACCESS_BYTES:])) for name, v in heads))
 
-    def delete_heads(self, number: int, carriers: Iterable[bytes]) -> None:
-        """Delete such notes."""
-        keys = ((_carrier_key(carrier),) for carrier in carriers)
-        self._db.executemany(f"DELETE FROM note_{number} WHERE key = ?", keys)
-
     def _note(self, number: int, notes: Iterable[tuple[bytes, bytes]]) -> None:
         self._chunk(number)
         self._db.executemany(f"INSERT OR REPLACE INTO note_{number} VALUES (?, ?)", notes)
