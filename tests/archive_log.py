@@ -125,7 +125,7 @@ class QuickWriter(ArchiveWriter):
         self._of = log
         self.batch = 0
 
-    def _write(self, parsed: Any, staging: str) -> None:
+    def _write(self, parsed: Any, rows: int, staging: str) -> None:
         ranges = self._missing(self._log.ranges(self.batch))["t"]
         rows = [(p, o, value) for p, o, value in self._of.planned(self.batch) if p in ranges and ranges[p][0] <= o < ranges[p][1]]
         by_directory: dict[str, list[tuple[int, int]]] = {}

@@ -95,6 +95,12 @@ def batch_of(name: str) -> Callable[[Document], str]:
     return show
 
 
+def spike(document: Document) -> str:
+    """Show how a spike is caught up: expects a result with caught_up_after_s and lag_max."""
+    row = named(document, "1000 events/s, 5 times that for a minute")
+    return f"caught up {row['caught_up_after_s']} s after its end, at the most {row['lag_max']:,} events behind"
+
+
 def stream_at(name: str) -> Callable[[Document], str]:
     """Show a stream: expects a result of this name with events_per_s, latency_p50_ms and latency_p95_ms."""
 
@@ -150,6 +156,7 @@ ROWS = (
         "5.4.3, fig. 5.19–5.22", "stream", stream_at("250 events/s")),
     Row("streaming, the most", "about 600 events/s (Esper, one node of 4 cores)", "4.5.6, table 4.3", "stream",
         stream_at("10000 events/s")),
+    Row("streaming, 5,000 events/s for a minute in 1,000 events/s", "not given", "", "stream", spike),
     Row("input: average, spikes", "250 events/s; above 1,000 events/s taken by Flume on one machine",
         "4.5.6; 3.4.5, fig. 3.8", "bridge", bridge_rate),
     Row("Elasticsearch, create 500,000 documents", "47 s (Oracle 485 s)", "4.5.5, table 4.2", "serving", served("create")),
@@ -351,8 +358,9 @@ def dump(figures: Figures) -> str:
 
 
 def add(figures: Figures, paths: Iterable[Path]) -> Figures:
-    """Take in results, each in the place of an earlier run of its benchmark."""
+    """Take in results, each in the place of an earlier run of its benchmark; parts given together are one result."""
     taken = dict(figures)
+    given: set[str] = set()
     for path in paths:
         document = json.loads(path.read_text(encoding="utf-8"))
         wanted = {"benchmark", "date", "machine", "parameters", "results"}
@@ -360,7 +368,13 @@ def add(figures: Figures, paths: Iterable[Path]) -> Figures:
             raise FiguresError(f"{path} is no result of a benchmark: tests/bench/record.py writes them")
         if document["benchmark"] not in COMMANDS:
             raise FiguresError(f"{path} is of the benchmark {document['benchmark']!r}: give it a row in {Path(__file__).name}")
-        taken[document["benchmark"]] = document
+        name = document["benchmark"]
+        if name in given:
+            again = {row["name"] for row in document["results"]}
+            earlier = [row for row in taken[name]["results"] if row["name"] not in again]
+            document["results"] = earlier + document["results"]
+        given.add(name)
+        taken[name] = document
     return taken
 
 

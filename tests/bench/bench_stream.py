@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import record
 from confluent_kafka import Producer
+from elasticsearch import ApiError, TransportError
 
 from gridstead.bridge.sink import PARTITIONER
 from gridstead.cli import metrics, supervision
@@ -43,9 +44,9 @@ class Traffic:
     """Endless events of now in the wire form: many short accesses, some of hours, popular files and links first."""
 
     def __init__(self, seed: int) -> None:
-        """Draw the names."""
+        """Draw the names; identities differ from run to run, else the stream would take them for duplicates."""
         self._draw = random.Random(seed)
-        self._number = self._draw.getrandbits(40) << 20
+        self._number = random.SystemRandom().getrandbits(40) << 20
         sites = [f"site-{number:03d}.example" for number in range(170)]
         self._pairs = [(self._draw.choice(sites), self._draw.choice(sites)) for _ in range(PAIRS)]
 
@@ -83,6 +84,7 @@ class Latency:
         self.name = name
         self._sent: dict[str, float] = {}
         self.seconds: list[float] = []
+        self.refused = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -96,13 +98,17 @@ class Latency:
             waiting = list(self._sent)
             if not waiting:
                 continue
-            found = self._client.search(
-                index=self._index,
-                size=0,
-                query={"terms": {"vo": waiting}},
-                aggs={"vo": {"terms": {"field": "vo", "size": len(waiting)}}},
-                ignore_unavailable=True,
-            )
+            try:
+                found = self._client.search(
+                    index=self._index,
+                    size=0,
+                    query={"terms": {"vo": waiting}},
+                    aggs={"vo": {"terms": {"field": "vo", "size": len(waiting)}}},
+                    ignore_unavailable=True,
+                )
+            except (ApiError, TransportError):
+                self.refused += 1  # a busy Elasticsearch: the marker is looked for again, its latency goes on
+                continue
             now = time.monotonic()
             for bucket in found["aggregations"]["vo"]["buckets"] if "aggregations" in found else []:
                 self.seconds.append(now - self._sent.pop(bucket["key"]))
@@ -123,6 +129,7 @@ class Latency:
         return {
             "markers": len(ordered),
             "lost": len(self._sent),
+            "refused": self.refused,
             "p50_s": at[0] and round(at[0], 2),
             "p95_s": at[1] and round(at[1], 2),
         }
@@ -177,10 +184,11 @@ def run_rate(config: Config, traffic: Traffic, rate: int, seconds: float, spike:
     sent, marked, lags, sampled, keeps = 0, 0, [], 0.0, [kept(config)]
     spike_at = (seconds / 2 - 30, seconds / 2 + 30) if spike > 1 else (0.0, 0.0)
     caught_up: float | None = None
-    due = 0.0
+    due = last = 0.0
     while (elapsed := time.monotonic() - began) < seconds:
         now_ms = time.time_ns() // 1_000_000
-        due += rate * TICK_S * (spike if spike_at[0] <= elapsed < spike_at[1] else 1)
+        due += rate * (elapsed - last) * (spike if spike_at[0] <= elapsed < spike_at[1] else 1)
+        last = elapsed
         while sent < due:
             vo = None
             if marked <= elapsed:
@@ -229,6 +237,7 @@ def run_rate(config: Config, traffic: Traffic, rate: int, seconds: float, spike:
         "latency_p95_ms": found["p95_s"] and round(1000 * found["p95_s"]),
         "markers": found["markers"],
         "markers_lost": found["lost"],
+        "searches_refused": found["refused"],
         "cpu_us_per_event": round(sum(cpu.values()) / sent * 1e6, 1),
         "cpu_us_by_service": {name: round(used / sent * 1e6, 1) for name, used in cpu.items()},
         "generator_cpu_us_per_event": round(generator / sent * 1e6, 1),
@@ -256,7 +265,8 @@ def main() -> int:
         print(json.dumps(results[-1]), flush=True)
     if arguments.output:
         parameters = {"seconds": arguments.seconds, "spike": arguments.spike, "pairs": PAIRS, "files": FILES,
-                      "users": USERS, "trigger_s": config.stream.trigger_s}  # fmt: skip
+                      "users": USERS, "trigger_s": config.stream.trigger_s,
+                      "statistics": list(config.stream.statistics)}  # fmt: skip
         print(record.write(arguments.output, "stream", described, parameters, results))
     return 0 if all(result["sustained"] for result in results) else 1
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import re
-import shutil
-from pathlib import Path
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -24,6 +21,8 @@ DAY_MS = int(dt.datetime(DAY.year, DAY.month, DAY.day, tzinfo=dt.UTC).timestamp(
 ROWS_PER_FILE = 1_250_000
 FILES = 3_000_000
 VOS = ("cms", "atlas", "lhcb", "alice")
+TOPIC = "gridstead.events"
+PARTITIONS = 3
 AGAIN_WITHIN = 100_000
 """A row that comes again does so at most this many rows later."""
 
@@ -98,27 +97,14 @@ def events(spark: SparkSession, count: int) -> DataFrame:
         "open_missing": F.lit(False),
         "clock_clamped": F.lit(False),
         "received_ms": F.col("arrival"),
-        "topic": F.lit("gridstead.events"),
-        "partition": _among("partition", n, 3).cast("int"),
+        "topic": F.lit(TOPIC),
+        "partition": _among("partition", n, PARTITIONS).cast("int"),
         "offset": row,
         "timestamp": F.timestamp_millis(F.col("arrival") + 1500),
         "malformed": F.lit(None).cast("string"),
         "raw": F.lit(None).cast("binary"),
     }  # fmt: skip
     return made.select(*[columns[name].alias(name) for name in PARSED.names])
-
-
-def write(spark: SparkSession, root: Path, count: int, codec: str = "zstd") -> list[str]:
-    """Write such a day in the archive's layout, files as large as compaction makes them; returns their paths."""
-    place = root / "events" / "source=access" / f"date={DAY.isoformat()}"
-    staging = root / "staging"
-    events(spark, count).write.mode("overwrite").option("compression", codec).parquet(staging.as_uri())
-    place.mkdir(parents=True, exist_ok=True)
-    for number, file in enumerate(sorted(staging.glob("part-*.parquet"))):
-        assert re.match(r"part-0*(\d+)-", file.name)
-        file.rename(place / f"benchday-0000000000-{number:04d}.parquet")
-    shutil.rmtree(staging)
-    return sorted(str(file) for file in place.glob("*.parquet"))
 
 
 def _uniform(seed: str, n: Column) -> Column:

@@ -88,6 +88,21 @@ def test_increments_are_the_events_between_positions_and_read_few_manifests(log:
         increments.read(ends[8], {"t": {0: 27}})
 
 
+def test_a_range_ends_between_commits_where_it_can_and_is_then_read_without_a_condition(log: Log) -> None:
+    increments = Increments(log.spark, log.root)
+    for number in range(3):
+        log.add(event(2 * number), event(2 * number + 1))
+        increments.add(quick_write(log, log.plan()))
+    ends = [{"t": {0: 2 * number}} for number in range(4)]
+    assert increments.boundary(ends[0], {"t": {0: 5}}) == ends[2]
+    assert increments.boundary(ends[1], ends[3]) == ends[3]
+    assert increments.boundary(ends[2], {"t": {0: 5}}) == {"t": {0: 5}}, "less than a commit"
+    for upto, conditions in ((ends[2], False), ({"t": {0: 5}}, True)):
+        table = increments.read(ends[1], upto)
+        assert positions(table) == [(0, offset) for offset in range(2, upto["t"][0])]
+        assert ("Filter" in table._jdf.queryExecution().optimizedPlan().toString()) is conditions
+
+
 def test_rows_of_an_increment_are_whole_events(log: Log) -> None:
     log.write(event(1, vo="cms", file_size=5), b"x")
     (row,) = increment(log.spark, log.root, {"t": {0: 0}}, {"t": {0: 2}}).collect()

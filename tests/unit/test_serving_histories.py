@@ -232,3 +232,24 @@ def test_a_begun_range_has_to_be_finished_before_another() -> None:
         after.transact({"t": {0: 9}}, [delta("a|0", 2, 2)])
     after.transact({"t": {0: 5}}, [delta("a|0", 1, 1)])
     assert after.pending is None and [d.values for d in store.documents.values()] == [(1, 1)]
+
+
+def test_documents_that_mostly_are_new_are_written_without_being_read() -> None:
+    store = MemoryStore()
+    calls: list[str] = []
+    store.before = calls.append
+    writer = Writer(store, "stream", "same", cache_documents=0)
+
+    def step(number: int, names: str) -> Counter[str]:
+        calls.clear()
+        writer.transact({"t": {0: number}}, [delta(f"{name}|0", 1, 1) for name in names])
+        return Counter(calls)
+
+    assert step(1, "abcd") == {"read control": 2, "write control": 2, "read": 1, "write": 4}
+    assert step(2, "efgh")["read"] == 0
+    assert step(3, "abcd") == {"read control": 2, "write control": 2, "read": 1, "write": 8}  # wrong: found out, and learnt
+    assert step(4, "abcd") == {"read control": 2, "write control": 2, "read": 1, "write": 4}
+    assert {place.key: document.values for place, document in store.documents.items()} == {
+        **{f"{name}|0": (3, 3) for name in "abcd"},
+        **{f"{name}|0": (1, 1) for name in "efgh"},
+    }

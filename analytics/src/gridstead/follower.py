@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,6 +88,8 @@ class Follower:
         if not is_beyond(upto, after):
             return None
         clock = _Clock()
+        if self._writer.pending is None:
+            upto = self._increments.boundary(after, upto)
         events = self._increments.read(after, upto)
         rows = identity_rows(events)
         clock.note("read")
@@ -123,9 +126,7 @@ class Follower:
             log.warning("the identity index begins anew: %s", self._index.started_empty)
         if is_beyond(self._index.upto, done):
             log.info("the identity index is ahead of what is served: it is made anew from the archive")
-            self._index.close()
-            index_path.unlink()
-            self._index = IdentityIndex(index_path, horizon_ms)
+            self._index.clear()
         start = self._index.upto or self._increments.reaching_back(done, horizon_ms)
         began, rows = time.monotonic(), 0
         while is_beyond(done, start):
@@ -177,13 +178,21 @@ def identity_rows(events: DataFrame) -> Any:
 
 def collect_deltas(computed: DataFrame) -> list[Delta]:
     """The rows of gridstead.statistics.statistics as deltas; those that change nothing are left out."""
-    table = computed.select("statistic", "key", "bin_end_ms", "dimensions", "values").toArrow()
-    columns = [table.column(name).to_pylist() for name in ("statistic", "key", "bin_end_ms", "dimensions", "values")]
-    return [
-        Delta(statistic, key, bin_end_ms, dimensions, tuple(values))
-        for statistic, key, bin_end_ms, dimensions, values in zip(*columns, strict=True)
-        if any(values)
+    return deltas_of(computed.select("statistic", "key", "bin_end_ms", "dimensions", "values").toArrow())
+
+
+def deltas_of(table: Any) -> list[Delta]:
+    """The same of a pyarrow.Table."""
+    statistic, key, bin_end_ms, dimensions = (
+        table.column(name).to_pylist() for name in ("statistic", "key", "bin_end_ms", "dimensions")
+    )
+    values = [
+        tuple(flat[begin:end])
+        for chunk in table.column("values").chunks
+        for flat, edges in [(chunk.values.to_pylist(), chunk.offsets.to_pylist())]
+        for begin, end in pairwise(edges)
     ]
+    return [delta for delta in map(Delta, statistic, key, bin_end_ms, dimensions, values) if any(delta.values)]
 
 
 def is_beyond(upto: Positions, after: Positions) -> bool:

@@ -22,7 +22,7 @@ from pyspark.sql import SparkSession
 
 from gridstead.archive.commits import Commits, Staging, new_token, sweep
 from gridstead.archive.files import Files
-from gridstead.archive.layout import ARCHIVED, COLUMNS, directory_of
+from gridstead.archive.layout import ARCHIVED, COLUMNS, PARQUET, directory_of
 from gridstead.archive.lock import STALE_S, Lock
 from gridstead.archive.manifest import MERGED, ArchiveError, CommittedFile, Manifest, Positions, Ranges, Token, live
 from gridstead.archive.positions import beyond, length
@@ -195,8 +195,7 @@ class Compactor:
         per_file = max(1, sum(file.rows for file in kept) * self._settings.target_bytes // max(1, size))
         writer = spread.select(*ARCHIVED.names).sortWithinPartitions(*ORDER).write
         writer = writer.partitionBy("source", "date").mode("overwrite").option("compression", self._settings.codec)
-        writer = writer.option("maxRecordsPerFile", 2 * per_file)
-        writer.option("mapreduce.fileoutputcommitter.marksuccessfuljobs", "false").parquet(self._files.url(staging))
+        writer.options(**PARQUET).option("maxRecordsPerFile", 2 * per_file).parquet(self._files.url(staging))
 
     def _count(self, members: Sequence[Manifest], merged: Manifest) -> None:
         done = self._done

@@ -13,7 +13,7 @@ from gridstead.archive.commits import Commits
 from gridstead.archive.files import Files
 from gridstead.archive.layout import directory_of
 from gridstead.archive.manifest import ArchiveError, Manifest, Positions, Ranges, Token, live
-from gridstead.archive.positions import beyond, intersects, within
+from gridstead.archive.positions import beyond, inside, intersects, within
 from gridstead.archive.reader import events_of, expired_before
 from gridstead.schema import MALFORMED_SOURCE
 
@@ -32,7 +32,7 @@ class Increments:
 
     def add(self, manifest: Manifest) -> None:
         """Take over what the writer has just committed, so that it need not be looked up."""
-        if not manifest.ranges:
+        if not manifest.ranges or (self._recent and manifest.token.last <= self._recent[-1].token.last):
             return
         if self._recent and manifest.token.first != self._recent[-1].token.last + 1:
             self._recent = []
@@ -58,7 +58,19 @@ class Increments:
         paths = [file.path for manifest in chosen for file in manifest.files]
         horizon = expired_before(self._files)
         kept = [p for p in paths if directory_of(p)[0] != MALFORMED_SOURCE and directory_of(p)[1] >= horizon.events]
-        return events_of(self._spark, self._files, map(self._files.url, kept)).where(within(wanted))
+        events = events_of(self._spark, self._files, map(self._files.url, kept))
+        if all(inside(manifest.ranges, wanted) for manifest in chosen):
+            return events  # the same plan at each step, so that its compiled code is used again
+        return events.where(within(wanted))
+
+    def boundary(self, after: Positions, upto: Positions) -> Positions:
+        """The end of the newest commit that goes beyond ``after`` and not beyond ``upto``; ``upto`` if there is none.
+
+        A range that begins and ends between commits is read without looking at positions.
+        """
+        self._choose(beyond(upto, after))
+        ends = (manifest.positions for manifest in reversed(self._recent))
+        return next((end for end in ends if not beyond(end, upto) and beyond(end, after)), upto)
 
     def reaching_back(self, upto: Positions, ms: int) -> Positions:
         """Positions before which nothing was committed in the ``ms`` before the archive had reached ``upto``.

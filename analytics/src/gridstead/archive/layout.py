@@ -8,7 +8,7 @@ from typing import Final
 
 from pyspark.sql import Column
 from pyspark.sql import functions as F
-from pyspark.sql.types import DateType, StructField, StructType
+from pyspark.sql.types import BinaryType, DateType, StringType, StructField, StructType
 
 from gridstead.archive.manifest import Token
 from gridstead.schema import PARSED
@@ -18,6 +18,18 @@ ARCHIVED: Final = StructType([*PARSED.fields, StructField("date", DateType())])
 
 COLUMNS: Final = tuple(name for name in PARSED.names if name != "source")
 """What a file holds; ``source`` and ``date`` are in its path."""
+
+PARQUET: Final = {
+    "mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
+    "parquet.size.statistics.enabled": "false",
+    **{
+        f"parquet.column.statistics.enabled#{field.name}": "false"
+        for field in PARSED.fields
+        if isinstance(field.dataType, (StringType, BinaryType))
+    },
+}
+"""How files are written. The least and the greatest of a text column help no reader of ours, and comparing every value
+with them cost more than all the rest of writing (docs/decisions/0009-speed.md)."""
 
 DAY_MS: Final = 86_400_000
 COMMIT_SLACK_DAYS: Final = 3

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from gridstead.archive.checkpoint import CheckpointLog
 from gridstead.archive.commits import Commits, Staging, new_token, sweep
 from gridstead.archive.files import Files
-from gridstead.archive.layout import COLUMNS, row_day
+from gridstead.archive.layout import COLUMNS, PARQUET, row_day
 from gridstead.archive.manifest import BATCH, GAP, NO_TOKEN, ArchiveError, Manifest, Positions, Ranges
 from gridstead.archive.positions import furthest, length, within
 from gridstead.schema import PARSED
@@ -19,6 +19,8 @@ from gridstead.schema import PARSED
 log = logging.getLogger("gridstead.archive")
 
 KIND: Final = "write"
+ROWS_PER_FILE: Final = 25_000
+"""A micro-batch of so many rows or more is written by two tasks or more, each with files of its own."""
 _WRITERS: Final = "writers"
 _KEPT_WRITERS: Final = 100
 
@@ -63,7 +65,7 @@ class ArchiveWriter:
         number = self._last.token.last + 1 if self._last else 1
         token = new_token(number, number, self._epoch)
         staging = Staging(self._files, KIND, token)
-        self._write(parsed, staging.data)
+        self._write(parsed, length(ranges), staging.data)
         files, names = staging.staged()
         manifest = Manifest(
             token=token,
@@ -159,12 +161,10 @@ class ArchiveWriter:
             f"{first}` gives them up for good"
         )
 
-    def _write(self, parsed: DataFrame, staging: str) -> None:
-        dated = parsed.select(*PARSED.names, row_day().alias("date"))
-        writer = dated.repartition("source", "date").write.partitionBy("source", "date").mode("overwrite")
-        writer.option("compression", self._codec).option(
-            "mapreduce.fileoutputcommitter.marksuccessfuljobs", "false"
-        ).parquet(self._files.url(staging))
+    def _write(self, parsed: DataFrame, rows: int, staging: str) -> None:
+        dated = parsed.select(*PARSED.names, row_day().alias("date")).coalesce(1 + rows // ROWS_PER_FILE)
+        writer = dated.write.partitionBy("source", "date").mode("overwrite").options(**PARQUET)
+        writer.option("compression", self._codec).parquet(self._files.url(staging))
 
 
 def _now_ms() -> int:

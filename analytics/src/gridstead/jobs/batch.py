@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Final
@@ -43,6 +43,7 @@ from gridstead.serving.control import (
     abandon_batch,
     beat,
     begin_batch,
+    check_definitions,
     end_batch,
 )
 from gridstead.serving.elastic import ElasticStore
@@ -59,6 +60,8 @@ CLAMPED_LOOKBACK_DAYS: Final = 8
 BEAT_S: Final = 15.0
 DEAD_AFTER_MS: Final = 60_000
 WAIT_S: Final = 900.0
+DOCUMENTS_AT_ONCE: Final = 50_000
+"""Documents that are merged at once: what an executor sends and the driver holds, about 1 KB each."""
 READERS_S: Final = 10.0
 """For how long after a rebuild the former indices stay, for searches that are under way in them."""
 
@@ -106,7 +109,11 @@ def batch_statistics(
 class Batch:
     """One run over a range of days, or over all of them into a fresh generation of indices."""
 
-    def __init__(self, cfg: configuration.Config, spark: SparkSession) -> None:
+    def __init__(
+        self, cfg: configuration.Config, spark: SparkSession, which: Sequence[str] = tuple(STATISTICS)
+    ) -> None:
+        """``which`` of :data:`gridstead.statistic.STATISTICS`; served are always all, a benchmark measures one."""
+        self._which = tuple(which)
         self._cfg = cfg
         self._spark = spark
         self._archive = cfg.stream.archive
@@ -124,7 +131,7 @@ class Batch:
     def to_parquet(self, first: dt.date, last: dt.date, path: str) -> Summary:
         """Write the statistics as typed Parquet, a directory a statistic; existing ones are replaced."""
         computed = self._compute(first, last, None).persist()
-        for name in STATISTICS:
+        for name in self._which:
             typed(computed, name).write.mode("overwrite").parquet(f"{path.rstrip('/')}/{name}")
         summary = Summary(first.isoformat(), last.isoformat(), committed_positions(self._spark, self._archive))
         summary.merged.computed = computed.count()
@@ -168,15 +175,13 @@ class Batch:
         self._client.close()
 
     def _compute(self, first: dt.date, last: dt.date, upto: Positions | None) -> DataFrame:
-        return batch_statistics(self._spark, self._archive, first, last, upto, self._bin_ms, max_bins(self._cfg))
+        bins = max_bins(self._cfg)
+        return batch_statistics(self._spark, self._archive, first, last, upto, self._bin_ms, bins, self._which)
 
     def _check_definitions(self) -> None:
         found = self._store.read_control()
-        if found is not None and found[0].fingerprint != fingerprint(self._cfg):
-            raise ControlError(
-                f"what is served was computed with {found[0].fingerprint}, the configuration says "
-                f"{fingerprint(self._cfg)}: set it back, or delete the served indices and restart the stream"
-            )
+        if found is not None:
+            check_definitions(found[0], fingerprint(self._cfg))
 
     def _await_archive(self, cut: Positions) -> None:
         until = time.monotonic() + WAIT_S
@@ -189,25 +194,33 @@ class Batch:
             time.sleep(1.0)
 
     def _stage(self, computed: DataFrame, staging: str) -> str:
-        """Keep the result on HDFS by statistic and day, so that each slice is read once and the executors are free."""
+        """Keep the result on HDFS by statistic and day, ordered by bin, so that a slice of it can be read alone."""
         day = F.date_from_unix_date(F.floor((F.col("bin_end_ms") - self._bin_ms) / DAY_MS).cast("int"))
         url = Files(self._spark, self._archive).url(staging)
         dated = computed.withColumn("name", F.col("statistic")).withColumn("day", day)
-        dated.write.partitionBy("name", "day").mode("overwrite").parquet(url)
+        ordered = dated.sortWithinPartitions("name", "day", "bin_end_ms")
+        ordered.write.partitionBy("name", "day").mode("overwrite").parquet(url)
         return url
 
     def _merge(self, run: BatchRun, staged: str, first: dt.date, last: dt.date, summary: Summary) -> None:
-        """Merge by statistic and day: the days that the batch has, and those that are served."""
+        """Merge by statistic and day (the days that the batch has, and those that are served), a slice at a time."""
         began = time.monotonic()
         low, high = midnight_ms(first), midnight_ms(last + dt.timedelta(days=1))
-        for name in STATISTICS:
+        for name in self._which:
             names = Files(self._spark, staged).names(f"name={name}")
             computed = {midnight_ms(dt.date.fromisoformat(n.removeprefix("day="))): n for n in names if "=" in n}
             starts = sorted(computed.keys() | self._store.days(run.generation, name, low, high))
             for number, start in enumerate(starts):
-                part = f"{staged}/name={name}/{computed.get(start)}"
-                base = collect_deltas(self._spark.read.parquet(part)) if start in computed else []
-                summary.merged += merge_slice(self._store, run, name, start, start + DAY_MS, base)
+                table, counts = None, self._store.bins(run.generation, name, start, start + DAY_MS)
+                if start in computed:
+                    table = self._spark.read.parquet(f"{staged}/name={name}/{computed[start]}")
+                    for bin_end_ms, count in table.groupBy("bin_end_ms").count().collect():
+                        counts[bin_end_ms] = max(count, counts.get(bin_end_ms, 0))
+                for low_end, high_end in slices(counts, DOCUMENTS_AT_ONCE):
+                    base = []
+                    if table is not None:
+                        base = collect_deltas(table.where(F.col("bin_end_ms").between(low_end, high_end)))
+                    summary.merged += merge_slice(self._store, run, name, low_end - self._bin_ms, high_end, base)
                 if number % 10 == 9 or number == len(starts) - 1:
                     log.info("merged %s: %d of %d days", name, number + 1, len(starts))
         summary.seconds["merge"] = round(time.monotonic() - began, 1)
@@ -233,6 +246,18 @@ class Batch:
             over.set()
             teller.join(30)
             client.close()
+
+
+def slices(counts: Mapping[int, int], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of bins (the ends of the first and the last, ms) that hold at most so many documents, or are one bin."""
+    first = last = held = 0
+    for bin_end_ms, count in sorted(counts.items()):
+        if held and held + count > most:
+            yield first, last
+            held = 0
+        first, last, held = (first if held else bin_end_ms), bin_end_ms, held + count
+    if held:
+        yield first, last
 
 
 def now_ms() -> int:

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -31,9 +32,17 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from gridstead import config as configuration
-from gridstead.archive import ArchiveWriter, Files, Increments, Positions, committed_positions, starting_offsets
+from gridstead.archive import (
+    ArchiveWriter,
+    Files,
+    Increments,
+    Manifest,
+    Positions,
+    committed_positions,
+    starting_offsets,
+)
 from gridstead.collector.status import serve
-from gridstead.follower import Follower
+from gridstead.follower import ROWS_AT_ONCE, Follower
 from gridstead.jobs.session import fingerprint, kafka_source_options, log_to_stderr, max_bins, serving_indices, session
 from gridstead.jobs.status import Status
 from gridstead.schema import parse_events
@@ -45,6 +54,11 @@ log = logging.getLogger("gridstead.stream")
 
 WAIT_S = 1800
 IDLE_S = 0.5
+REST_S = 5.0
+"""A follower that keeps up rests after a step for as long as it took, at most this: then the next step is larger, and
+what a step costs besides its rows, and how often a document is written anew, is halved where it matters."""
+MANIFESTS = 1000
+"""Commits that the archive may be ahead of the follower before it has to look them up."""
 
 SETTINGS = {
     "spark.ui.enabled": "false",
@@ -52,6 +66,7 @@ SETTINGS = {
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.adaptive.enabled": "false",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
+    "spark.sql.maxConcurrentOutputFileWriters": "20",
     "spark.sql.streaming.minBatchesToRetain": "20",
     "spark.sql.streaming.numRecentProgressUpdates": "5",
     "spark.sql.streaming.noDataMicroBatches.enabled": "false",
@@ -164,6 +179,7 @@ class Application:
         self._ends = EndOffsets(self._client, cfg.kafka.events_topic)
         self._stop = threading.Event()
         self._committed: Positions = {}
+        self._manifests: deque[Manifest] = deque(maxlen=MANIFESTS)
         self._news = threading.Event()
 
     def stop(self) -> None:
@@ -230,6 +246,7 @@ class Application:
         def write(batch: DataFrame, batch_id: int) -> None:
             manifest = writer.write_batch(batch, batch_id)
             self._status.archived(len(manifest.files), manifest.rows)
+            self._manifests.append(manifest)
             self._committed = manifest.positions
             self._news.set()
 
@@ -248,16 +265,21 @@ class Application:
         """The follower's thread: until stopped, or until an error ends it (and with it the application)."""
         try:
             self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", "statistics")
-            follower = self._open_follower()
+            increments = Increments(self._spark, self._cfg.stream.archive)
+            follower = self._open_follower(increments)
             try:
                 self._status.begin("statistics", follower.positions)
                 while not self._stop.is_set():
                     self._news.clear()
+                    while self._manifests:
+                        increments.add(self._manifests.popleft())
                     step = follower.step(self._committed)
                     if step is None:
                         self._news.wait(IDLE_S)
                     else:
                         self._status.step(follower.positions, step)
+                        if step.rows < ROWS_AT_ONCE // 2:
+                            self._stop.wait(min(sum(step.seconds.values()), REST_S))
             finally:
                 follower.close()
         except Exception as error:
@@ -265,7 +287,7 @@ class Application:
                 self._status.fail("statistics", _brief(error))
                 log.error("the statistics stop, so the application ends: %s", _cause(error), exc_info=error)
 
-    def _open_follower(self) -> Follower:
+    def _open_follower(self, increments: Increments) -> Follower:
         cfg = self._cfg
         client = configuration.elasticsearch_client(cfg, request_timeout=60)
         store = ElasticStore(client, serving_indices(cfg))
@@ -273,7 +295,6 @@ class Application:
         found = store.read_control()
         serving.serve(client, store.indices, found[0].generation if found is not None else 1, WAIT_S)
         writer = Writer(store, f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}", fingerprint(cfg))
-        increments = Increments(self._spark, cfg.stream.archive)
         return Follower(
             self._spark,
             increments,

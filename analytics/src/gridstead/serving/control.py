@@ -147,6 +147,16 @@ def change(store: ControlStore, update: Callable[[Control], Control]) -> Control
             continue
 
 
+def check_definitions(control: Control, fingerprint: str) -> None:
+    """Raise ControlError if what is served was computed by other definitions than these."""
+    if control.fingerprint != fingerprint:
+        raise ControlError(
+            f"what is served was computed with {control.fingerprint}, the configuration says {fingerprint}: set it "
+            "back, or delete the served indices with their control record (docs/operations/jobs.md) and restart the "
+            "stream, which makes them anew from the archive"
+        )
+
+
 def begin_batch(store: ControlStore, run: BatchRun, now_ms: int, dead_after_ms: int) -> Control:
     """Note that a batch begins; its cut and (for a rebuild, generation 0) its generation are chosen here.
 

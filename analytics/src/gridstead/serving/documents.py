@@ -10,8 +10,8 @@ that the merge has to be exact about is in these two functions:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final
+from operator import add
+from typing import Final, NamedTuple
 
 NO_CUT: Final = -1
 
@@ -20,8 +20,7 @@ Version = tuple[int, int]
 """Elasticsearch's sequence number and primary term of a document: what a conditional write names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """One served document.
 
     ``dimensions`` is the JSON object of the key's parts as the statistics made it; ``bin_end_ms`` the end of its bin,
@@ -39,7 +38,7 @@ class Document:
 
     def at(self, version: Version | None) -> Document:
         """The same document as stored under this version."""
-        return replace(self, version=version)
+        return Document(*self[:-1], version)
 
     @property
     def empty(self) -> bool:
@@ -47,8 +46,7 @@ class Document:
         return not any(self.values)
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """What a range of the log changes in one document, or what a batch says of it. Units as the statistic's values."""
 
     statistic: str
@@ -86,8 +84,10 @@ def based(document: Document | None, base: Delta | None, cut: int) -> Document |
     if document is None:
         return None if base is None else Document(base.dimensions, base.bin_end_ms, base.values, cut)
     since = document.since if document.cut == cut else (0,) * len(document.values)
-    return replace(document, values=since if base is None else _sum(base.values, since))
+    return document._replace(values=since if base is None else _sum(base.values, since))
 
 
 def _sum(left: Values, right: Values) -> Values:
-    return tuple(a + b for a, b in zip(left, right, strict=True))
+    if len(left) != len(right):
+        raise ValueError(f"{len(left)} and {len(right)} values of one document")
+    return tuple(map(add, left, right))

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from json.encoder import encode_basestring
 from typing import Any, Final
 
 from elasticsearch import ApiError, ConflictError, Elasticsearch, NotFoundError, TransportError, helpers
@@ -22,10 +25,15 @@ from gridstead.statistic import STATISTICS
 
 MAX_BODY_BYTES: Final = 8 << 20
 MAX_BODY_DOCUMENTS: Final = 10_000
+BODIES_AT_ONCE: Final = 2
+"""Bulk requests under way: while Elasticsearch works on one the next is made."""
 READ_AT_ONCE: Final = 5_000
 LONG_MAX: Final = (1 << 63) - 1
 _THERE: Final[dict[str, Any]] = {"ignore_unavailable": True, "allow_no_indices": True}
-_BULK_ANSWER: Final = "items.*.status,items.*._seq_no,items.*._primary_term,items.*.error,items.*._id,items.*._index"
+_AMOUNTS: Final = {
+    name: ",".join(f'"{value}":%d' for value in statistic.values) for name, statistic in STATISTICS.items()
+}
+_BULK_ANSWER: Final = "items.*.status,items.*._seq_no,items.*._primary_term,items.*.error"
 
 
 class ElasticStore:
@@ -40,6 +48,7 @@ class ElasticStore:
         self.indices = indices
         self._deadline_s = deadline_s
         self.retried = 0
+        self._senders = ThreadPoolExecutor(BODIES_AT_ONCE, "bulk")
 
     # --- the control record ------------------------------------------------------------------------------------------
 
@@ -106,10 +115,19 @@ class ElasticStore:
             waiting.wait(f"a read of {len(wanted)} documents", str(failed[0]))
 
     def write(self, writes: Iterable[Write]) -> Mapping[Place, Version | None]:
-        """Send the writes in bulk bodies of bounded size; what is missing in the answer was changed by another."""
+        """Send the writes in bulk bodies of bounded size, some at once; what is missing in the answer was changed by
+        another. Nothing is under way any more when it returns or raises."""
         done: dict[Place, Version | None] = {}
-        for body in self._bodies(writes):
-            self._send(body, done)
+        sent: deque[Future[dict[Place, Version | None]]] = deque()
+        try:
+            for body in self._bodies(writes):
+                while len(sent) >= BODIES_AT_ONCE:
+                    done.update(sent.popleft().result())
+                sent.append(self._senders.submit(self._send, body))
+            while sent:
+                done.update(sent.popleft().result())
+        finally:
+            wait(sent)
         return done
 
     def _bodies(self, writes: Iterable[Write]) -> Iterator[list[tuple[Write, str]]]:
@@ -130,30 +148,27 @@ class ElasticStore:
         place, document, version = write
         verb = "delete" if document is None else "create" if version is None else "index"
         condition = f',"if_seq_no":{version[0]},"if_primary_term":{version[1]}' if version is not None else ""
-        action = f'{{"{verb}":{{"_index":"{self._index(place)}","_id":{json.dumps(place.key)}{condition}}}}}'
+        action = f'{{"{verb}":{{"_index":"{self._index(place)}","_id":{encode_basestring(place.key)}{condition}}}}}'
         if document is None:
             return action
         return f"{action}\n{self.source(place.statistic, document, now_ms)}"
 
     def source(self, statistic: str, document: Document, now_ms: int) -> str:
         """The stored form of a document: JSON, made by hand since this runs for every document."""
-        names = STATISTICS[statistic].values
-        values = ",".join(f'"{name}":{_clipped(value)}' for name, value in zip(names, document.values, strict=True))
-        since = (
-            f',"since":{{"cut":{document.cut},"values":[{",".join(map(str, document.since))}]}}'
-            if document.cut != NO_CUT
-            else ""
-        )
+        dimensions, bin_end_ms, values, seq, cut, since, _ = document
+        if max(values) > LONG_MAX or min(values) < -LONG_MAX:  # a long's end: only absurd input comes near
+            values = tuple(max(-LONG_MAX, min(LONG_MAX, value)) for value in values)
+        noted = f',"since":{{"cut":{cut},"values":[{",".join(map(str, since))}]}}' if cut != NO_CUT else ""
         average = ""
         if statistic == "access":
-            total, known = document.values[1], document.values[2]
-            average = f',"average_file_size":{total / known if known > 0 else "null"}'
+            average = f',"average_file_size":{values[1] / values[2] if values[2] > 0 else "null"}'
         return (
-            f'{document.dimensions[:-1]},"bin_end_ms":{document.bin_end_ms},"bin_ms":{self.indices.bin_ms},{values}'
-            f'{average},"update_time":{now_ms},"seq":{document.seq}{since}}}'
+            f'{dimensions[:-1]},"bin_end_ms":{bin_end_ms},"bin_ms":{self.indices.bin_ms},{_AMOUNTS[statistic] % values}'
+            f'{average},"update_time":{now_ms},"seq":{seq}{noted}}}'
         )
 
-    def _send(self, body: list[tuple[Write, str]], done: dict[Place, Version | None]) -> None:
+    def _send(self, body: list[tuple[Write, str]]) -> dict[Place, Version | None]:
+        done: dict[Place, Version | None] = {}
         pending = body
         waiting = Patience(self._deadline_s)
         while pending:
@@ -182,7 +197,7 @@ class ElasticStore:
                     reason = str(outcome.get("error"))
                 elif status not in (404, 409):  # 404: the index went away; as with 409, read again
                     raise ServingError(
-                        f"Elasticsearch refused document {outcome.get('_id')!r} of index {outcome.get('_index')} "
+                        f"Elasticsearch refused document {write.place.key!r} of index {self._index(write.place)} "
                         f"(status {status}): {outcome.get('error')}"
                     )
             if len(again) < len(pending):
@@ -191,6 +206,7 @@ class ElasticStore:
                 self.retried += len(again)
                 waiting.wait(f"{len(again)} of {len(pending)} documents", reason)
             pending = again
+        return done
 
     def scan(self, generation: int, statistic: str, low_ms: int, high_ms: int) -> Iterator[tuple[Place, Document]]:
         """All documents whose bin begins in [low, high), read from the indices after a refresh."""
@@ -216,23 +232,36 @@ class ElasticStore:
 
     def days(self, generation: int, statistic: str, low_ms: int, high_ms: int) -> set[int]:
         """The days (their begin, ms) in [low, high) on which a bin with documents begins. Days are UTC."""
-        pattern = self.indices.pattern(statistic, generation)
-        patient(lambda: self._client.indices.refresh(index=pattern, **_THERE), "refresh the indices", self._deadline_s)
         bin_ms = self.indices.bin_ms
         histogram = {"field": "bin_end_ms", "fixed_interval": "1d", "offset": f"{bin_ms}ms", "min_doc_count": 1}
+        pattern = self.indices.pattern(statistic, generation)
+        patient(lambda: self._client.indices.refresh(index=pattern, **_THERE), "refresh the indices", self._deadline_s)
+        counted = self._counted(pattern, low_ms, high_ms, {"date_histogram": histogram})
+        return {bin_end_ms - bin_ms for bin_end_ms in counted}
+
+    def bins(self, generation: int, statistic: str, low_ms: int, high_ms: int) -> dict[int, int]:
+        """How many documents each bin has that begins in [low, high), at most a day, by the end of the bin (ms).
+
+        As the last search saw it: :meth:`days` refreshes.
+        """
+        terms = {"field": "bin_end_ms", "size": (high_ms - low_ms) // self.indices.bin_ms + 1}
+        return self._counted(self.indices.pattern(statistic, generation), low_ms, high_ms, {"terms": terms})
+
+    def _counted(self, pattern: str, low_ms: int, high_ms: int, by: dict[str, Any]) -> dict[int, int]:
+        bin_ms = self.indices.bin_ms
         answer = patient(
             lambda: self._client.search(
                 index=pattern,
                 size=0,
                 query={"range": {"bin_end_ms": {"gte": low_ms + bin_ms, "lt": high_ms + bin_ms}}},
-                aggs={"days": {"date_histogram": histogram}},
+                aggs={"by": by},
                 **_THERE,
             ),
-            "look for the days that are served",
+            "count what is served",
             self._deadline_s,
         )
-        buckets = answer["aggregations"]["days"]["buckets"] if "aggregations" in answer else []
-        return {int(bucket["key"]) - bin_ms for bucket in buckets}
+        buckets = answer["aggregations"]["by"]["buckets"] if "aggregations" in answer else []
+        return {int(bucket["key"]): bucket["doc_count"] for bucket in buckets}
 
     def _index(self, place: Place) -> str:
         return self.indices.index(place.statistic, place.generation, place.bin_end_ms)
@@ -250,11 +279,6 @@ class ElasticStore:
             tuple(since["values"]) if since else (),
             (hit["_seq_no"], hit["_primary_term"]),
         )
-
-
-def _clipped(value: int) -> int:
-    """Elasticsearch's long ends at 2**63 - 1; only absurd input comes near."""
-    return max(-LONG_MAX, min(LONG_MAX, value))
 
 
 def _no_index(error: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from elasticsearch import Elasticsearch
@@ -56,21 +57,27 @@ class Indices:
         return int(match[1]) if match else None
 
     def template(self, statistic: str, generation: int, served: bool) -> dict[str, Any]:
-        """The index template of one statistic and generation; with the readers' alias if it is the served one."""
+        """The index template of one statistic and generation; with the readers' alias if it is the served one.
+
+        Values are columns for sorting and aggregation; only what readers filter by has a search tree, which costs as
+        much to write as the rest of the document (docs/decisions/0009-speed.md).
+        """
         keyword = {"type": "keyword", "ignore_above": LONGEST_TERM}
         date = {"type": "date", "format": "epoch_millis"}
+        amount = {"type": "long", "index": False}
         flags = {"is_remote": {"type": "boolean"}, "is_transfer": {"type": "boolean"}}
         properties: dict[str, Any] = {
             **{name: flags.get(name, keyword) for name in STATISTICS[statistic].dimensions},
-            **{name: {"type": "long"} for name in STATISTICS[statistic].values},
+            **{name: amount for name in STATISTICS[statistic].values},
+            STATISTICS[statistic].values[0]: {"type": "long"},
             "bin_end_ms": date,
-            "bin_ms": {"type": "long"},
-            "update_time": date,
+            "bin_ms": amount,
+            "update_time": {**date, "index": False},
             "seq": {"type": "long", "index": False, "doc_values": False},
             "since": {"type": "object", "enabled": False},
         }
         if statistic == "access":
-            properties["average_file_size"] = {"type": "double"}
+            properties["average_file_size"] = {"type": "double", "index": False}
         settings = {
             "number_of_shards": self.shards,
             "number_of_replicas": self.replicas,
@@ -103,6 +110,7 @@ class Indices:
         return actions
 
 
+@lru_cache(maxsize=4096)
 def month_of(ms: int) -> str:
     """UTC year and month of a time, ``yyyy.MM``."""
     moment = time.gmtime(ms // 1000)

@@ -59,10 +59,11 @@ Change = Callable[[Place, Document | None], Settlement]
 
 
 class Settled(NamedTuple):
-    """The documents stored after :func:`settle`, and how many writes it took."""
+    """The documents stored after :func:`settle`, how many writes it took, and the places that others had changed."""
 
     stored: dict[Place, Document]
     written: int
+    surprises: list[Place]
 
 
 def settle(store: DocumentStore, places: Sequence[Place], held: Mapping[Place, Document], change: Change) -> Settled:
@@ -74,6 +75,7 @@ def settle(store: DocumentStore, places: Sequence[Place], held: Mapping[Place, D
     current = {place: held[place] for place in places if place in held}
     left: Sequence[Place] = places
     written = 0
+    surprises: list[Place] = []
     while left:
         writes = []
         for place in left:
@@ -93,8 +95,9 @@ def settle(store: DocumentStore, places: Sequence[Place], held: Mapping[Place, D
                     current[write.place] = write.document.at(done[write.place])
         left = [write.place for write in writes if write.place not in done]
         if left:
+            surprises += left
             again = store.read(left)
             for place in left:
                 current.pop(place, None)
             current.update(again)
-    return Settled(current, written)
+    return Settled(current, written, surprises)

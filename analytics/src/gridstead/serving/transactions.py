@@ -8,12 +8,12 @@ each range is added exactly once, with or without a checkpoint, and whatever was
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gridstead.serving.control import Control, ControlError, Point, Positions, change
+from gridstead.serving.control import Control, ControlError, Point, Positions, change, check_definitions
 from gridstead.serving.documents import Delta, Document, added
 from gridstead.serving.store import KEEP, DocumentStore, Place, Settlement, settle
 
@@ -22,10 +22,32 @@ CACHE_DOCUMENTS: Final = 200_000
 
 @dataclass(frozen=True)
 class Transacted:
-    """What a transaction did: documents written, and those of them that the cache did not know."""
+    """What a transaction did: documents written, and how many were read for it."""
 
     documents: int
     read: int
+
+
+class _Guess:
+    """Whether documents that the cache does not know are worth reading before they are written, by statistic.
+
+    A document taken for new costs one request if it is, and three (create, read, write) if it is not; read first it
+    costs two. So what mostly turned out to be new is not read.
+    """
+
+    def __init__(self) -> None:
+        self._stored: dict[str, float] = {}
+
+    def read_first(self, statistic: str) -> bool:
+        return self._stored.get(statistic, 1.0) >= 0.5
+
+    def learn(self, unknown: Iterable[Place], stored: Collection[Place]) -> None:
+        """Of the documents that the cache did not know, ``stored`` were there."""
+        asked = Counter(place.statistic for place in unknown)
+        there = Counter(place.statistic for place in stored)
+        for statistic, count in asked.items():
+            before = self._stored.get(statistic, there[statistic] / count)
+            self._stored[statistic] = (before + there[statistic] / count) / 2
 
 
 class Writer:
@@ -42,14 +64,11 @@ class Writer:
         self._name = name
         self._cache: OrderedDict[Place, Document] = OrderedDict()
         self._cache_documents = cache_documents
+        self._guess = _Guess()
         if store.read_control() is None:
             store.write_control(Control(name, fingerprint, Point(0, {})), None)
         self.control = change(store, lambda control: replace(control, writer=name))
-        if self.control.fingerprint != fingerprint:
-            raise ControlError(
-                f"what is served was computed with {self.control.fingerprint}, the configuration says {fingerprint}: "
-                "set it back, or make the served statistics anew with `gridstead rebuild --fresh`"
-            )
+        check_definitions(self.control, fingerprint)
 
     @property
     def pending(self) -> Positions | None:
@@ -89,7 +108,8 @@ class Writer:
         }
         places = list(by_place)
         unknown = [place for place in places if place not in self._cache]
-        found = self._store.read(unknown) if unknown else {}
+        asked = [place for place in unknown if self._guess.read_first(place.statistic)]
+        found = self._store.read(asked) if asked else {}
         held = {place: self._cache[place] for place in places if place in self._cache} | found
 
         def add(place: Place, stored: Document | None) -> Settlement:
@@ -97,8 +117,9 @@ class Writer:
             return KEEP if wanted is None else wanted
 
         settled = settle(self._store, places, held, add)
+        self._guess.learn(unknown, found.keys() | (set(settled.surprises) - self._cache.keys()))
         self._remember(settled.stored)
-        return Transacted(settled.written, len(unknown))
+        return Transacted(settled.written, len(asked) + len(settled.surprises))
 
     def _remember(self, documents: dict[Place, Document]) -> None:
         for place, document in documents.items():
