@@ -107,7 +107,7 @@ def stream_at(name: str) -> Callable[[Document], str]:
     def show(document: Document) -> str:
         row = named(document, name)
         latency = f"{row['latency_p50_ms']:,} ms (p50), {row['latency_p95_ms']:,} ms (p95) from sent to visible"
-        return f"{row['events_per_s']:,} events/s, {latency}"
+        return f"{row['events_per_s']:,} events/s, {latency}; statistics: {', '.join(document['parameters']['statistics'])}"
 
     return show
 

@@ -95,7 +95,9 @@ def archive(spark: SparkSession, root: str, events: int, day: int = 0) -> list[s
     for name in ("start_ms", "end_ms", "received_ms"):
         rows = rows.withColumn(name, F.col(name) + shift)
     rows = rows.withColumn("timestamp", F.timestamp_millis(F.unix_millis("timestamp") + shift))
-    rows = rows.withColumn("event_id", F.concat(F.substring("event_id", 1, 28), F.lit(f"{day:04x}")))
+    if day:  # other accesses than the other days'
+        access = F.lpad(F.lower(F.hex(F.xxhash64(F.substring("event_id", 1, 16), F.lit(day)))), 16, "0")
+        rows = rows.withColumn("event_id", F.concat(access, F.substring("event_id", 17, 16)))
     rows = rows.withColumn("offset", F.col("offset") + day * events)
     dated = rows.withColumn("date", row_day())
     writer = dated.write.partitionBy("source", "date").options(**PARQUET).option("compression", "zstd")
