@@ -62,7 +62,7 @@ lint: test-environment ## Every linter
 	ruff check .
 	yamllint --strict .
 	ansible-lint --offline
-	shellcheck .ci/run tools/*.sh
+	shellcheck .ci/run tools/*.sh tests/lab/*.sh
 	mypy
 
 test: lint ## Every test that fits this machine's time: unit, roles, integration, faults
