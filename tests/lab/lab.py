@@ -361,6 +361,9 @@ def main() -> int:
     except LabError as error:
         print(f"lab.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"lab.py: interrupted. Next: lab.py --lab {arguments.lab} status, or destroy", file=sys.stderr)
+        return 130
     except PermissionError as error:
         print(f"lab.py: {error}. Next: run it as root", file=sys.stderr)
         return 1

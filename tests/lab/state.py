@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,15 +26,16 @@ GATEWAY_NAME = "gateway"
 WITHHELD = "-sys_time,-sys_module,-sys_rawio,-mknod,-syslog"
 """Capabilities that no process of a host has: the machine's clock, kernel modules, devices and the kernel's log are not the host's."""
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,29}(?<!-)")
-_LONGEST_ROOT = 48  # a UNIX socket lies below, and its path has at most 107 characters
+_RESERVED = ("localhost", GATEWAY_NAME, "visitors")  # the last is a control group beside the hosts'
+_ROOT = re.compile(r"/[A-Za-z0-9/._-]{1,47}")  # part of mount options and of a UNIX socket's path, which has at most 107 characters
 
 
 def check_name(kind: str, name: str) -> str:
     """Return the name if a lab or a host may have it."""
-    if not _NAME.fullmatch(name) or name in ("localhost", GATEWAY_NAME):
+    if not _NAME.fullmatch(name) or name in _RESERVED:
         raise LabError(
-            f"{name!r} cannot be the name of a {kind}: a name is 1 to 30 of a-z, 0-9 and -, begins with a letter, ends with none of -, "
-            f"and is neither localhost nor {GATEWAY_NAME}",
+            f"{name!r} cannot be the name of a {kind}: a name is 1 to 30 of a-z, 0-9 and -, begins with a letter, does not end with -, "
+            f"and is none of {', '.join(_RESERVED)}",
             "give another name",
         )
     return name
@@ -48,11 +50,11 @@ class Lab:
     def __init__(self, name: str) -> None:
         """Name the lab; it need not exist."""
         self.name = check_name("lab", name)
-        if len(str(ROOT)) > _LONGEST_ROOT:
-            raise LabError(f"GRIDSTEAD_LAB_DIR={ROOT} has more than {_LONGEST_ROOT} characters", "set it to a shorter path")
+        if not _ROOT.fullmatch(str(ROOT)):
+            raise LabError(f"GRIDSTEAD_LAB_DIR={ROOT} is not an absolute path of at most 48 of A-Z, a-z, 0-9 and /._-", "set it to another")
         self.directory = ROOT / "labs" / name
-        self.group = Group(f"gridstead-lab-{name}")
-        self.visitors = Group(f"gridstead-lab-{name}", "visitors")
+        self.group = Group(f"gridstead-lab-{zlib.crc32(str(ROOT).encode()):08x}-{name}")  # labs of another ROOT may have the same name
+        self.visitors = Group(self.group.path.name, "visitors")
         self.control = self.directory / "control"
         self.key = self.directory / "id_ed25519"
         self.known_hosts = self.directory / "known_hosts"

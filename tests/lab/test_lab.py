@@ -197,6 +197,7 @@ def test_the_inventory_is_ansibles(lab: Hosts) -> None:
         (["create", "x" * 31], "cannot be the name of a host"),
         (["create", "trailing-"], "cannot be the name of a host"),
         (["create", "gateway"], "cannot be the name of a host"),
+        (["create", "visitors"], "cannot be the name of a host"),
         (["create", "alpha"], "has a host alpha already"),
         (["create", "new", "new"], "a host is named twice"),
         (["create"], "arguments are required: HOST"),
