@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -13,8 +16,8 @@ from collections.abc import Iterator
 import pytest
 
 import machine
-from appliance import wait_until
-from hosts import Hosts, missing
+from appliance import ROOT, wait_until
+from hosts import LAB, Hosts, missing
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(bool(missing()), reason=missing() or "a lab can be made")]
 
@@ -232,6 +235,15 @@ def test_labs_stand_side_by_side(lab: Hosts, single: Hosts) -> None:
     assert {"test-one: alpha", "test-three: alpha beta gamma"} <= set(listed)
     single.do("destroy")
     lab.on("alpha", "ping -c 1 -W 2 -q beta")
+
+
+def test_the_page_shows_every_verb_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(LAB.parent)
+    parser = importlib.import_module("lab").parser()
+    (verbs,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    lines = re.findall(r"^    \$lab (.*)$", (ROOT / "docs/operations/lab.md").read_text(), re.MULTILINE)
+    shown = {parser.parse_args(shlex.split(re.split("[;>]", line)[0], comments=True)).verb for line in lines}
+    assert shown | {"connect"} == set(verbs)
 
 
 def kill(pids: list[int]) -> None:
