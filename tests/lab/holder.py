@@ -106,7 +106,7 @@ class Holder:
             {
                 "name": host.name,
                 "address": host.address,
-                "pid": host.pid,
+                "pid": host.pid if host.root else None,
                 "ended": host.ended,
                 "connected": host.connected,
                 "separated": sorted(

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,11 +72,22 @@ class Host:
         """The public half of the host's key, as known_hosts wants it."""
         return " ".join((self.files / "upper/etc/ssh/ssh_host_ed25519_key.pub").read_text().split()[:2])
 
+    @property
+    def root(self) -> Path | None:
+        """Where the files of a running host are seen. None while it boots: its root is still the machine's, which is not to be touched."""
+        path = Path(f"/proc/{self.pid}/root")
+        try:
+            return None if self.pid is None or path.samefile("/") else path
+        except OSError:  # it has just ended
+            return None
+
     def know(self, names: dict[str, str]) -> None:
         """Write the addresses of all hosts into /etc/hosts, beside what the host itself has put there."""
         ours = "  # lab"
-        root = Path(f"/proc/{self.pid}/root") if self.pid else self.files / "upper"
-        path = root / "etc/hosts"
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        while self.pid and not self.root and Path(f"/proc/{self.pid}").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        path = (self.root or self.files / "upper") / "etc/hosts"
         others = [line for line in path.read_text().splitlines() if not line.endswith(ours)] if path.exists() else ["127.0.0.1 localhost"]
         path.write_text("".join(f"{line}\n" for line in others + [f"{address} {name}{ours}" for name, address in names.items()]))
 

@@ -76,7 +76,7 @@ def inside(pid: int, command: Sequence[str]) -> list[str]:
 def state_of(host: dict[str, Any]) -> str:
     """What systemd of a host says of itself, or how the host ended."""
     if not host["pid"]:
-        return str(host["ended"])
+        return host["ended"] or "booting"
     done = subprocess.run(inside(host["pid"], ["systemctl", "is-system-running"]), capture_output=True, text=True, timeout=20, check=False)
     return done.stdout.strip() or "booting"
 
@@ -88,7 +88,7 @@ def wait_booted(lab: Lab, names: Sequence[str]) -> None:
 
         def booted(name: str = host["name"]) -> bool:
             (now,) = ask(lab, "status", names=[name])
-            if not now["pid"]:
+            if now["ended"]:
                 raise LabError(f"{name} {now['ended']} while it booted", f"tail {lab.directory}/hosts/{name}/console.log")
             return state_of(now) in ("running", "degraded")
 
@@ -178,7 +178,8 @@ def cmd_exec(lab: Lab, arguments: argparse.Namespace) -> None:
     """Run a command on a host as at its console: it needs no network."""
     (host,) = ask(lab, "status", names=[arguments.host])
     if not host["pid"]:
-        raise LabError(f"{arguments.host} is not running ({host['ended']})", f"{lab.command} start {arguments.host}")
+        remedy = f"{lab.command} start {arguments.host}" if host["ended"] else f"{lab.command} status"
+        raise LabError(f"{arguments.host} is not running ({state_of(host)})", remedy)
     lab.visitors.take(os.getpid())
     command = inside(host["pid"], arguments.command or ["bash", "-l"])
     os.execvp(command[0], command)
@@ -237,7 +238,7 @@ def wait_ended(lab: Lab, names: Sequence[str]) -> None:
     """Wait until no process of the hosts is left."""
 
     def ended() -> bool:
-        return not any(host["pid"] for host in ask(lab, "status", names=names))
+        return all(host["ended"] for host in ask(lab, "status", names=names))
 
     wait_until(ended, END_TIMEOUT_S, f"{' '.join(names)} ended", f"{lab.command} crash {' '.join(names)}")
 
