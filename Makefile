@@ -62,10 +62,14 @@ lint: test-environment ## Every linter
 	ruff check .
 	yamllint --strict .
 	ansible-lint --offline
-	shellcheck .ci/run tools/*.sh
+	shellcheck .ci/run tools/*.sh tests/lab/*.sh
 	mypy
 
 test: lint ## Every test that fits this machine's time: unit, roles, integration, faults
+	@mkdir -p build
+	$(PYTEST) -m 'not long'
+
+test-all: lint ## Every test, also those of whole systems on hosts of their own
 	@mkdir -p build
 	$(PYTEST)
 
@@ -76,4 +80,4 @@ docs: test-environment ## Write the roles' READMEs and the data dictionary anew
 lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in
 	@tools/lock.sh
 
-.PHONY: help up bundle bootstrap down clean status report replay smoke bench test-environment lint test docs lock
+.PHONY: help up bundle bootstrap down clean status report replay smoke bench test-environment lint test test-all docs lock

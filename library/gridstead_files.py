@@ -29,11 +29,12 @@ options:
     default: []
     options:
       path: {description: Absolute path., type: path, required: true}
-      content: {description: Content; or C(src), the name of a template of the role., type: str, required: true}
+      content: {description: Content; or C(src), the name of a template of the role., type: str}
       mode: {description: Octal permission., type: str, default: "0644"}
       owner: {description: Owner; untouched if absent., type: str}
       group: {description: Group; untouched if absent., type: str}
-      secret: {description: Whether the diff must not show the content., type: bool, default: false}
+      secret: {description: Whether neither the diff nor the host's log may show the content., type: bool, default: false}
+  secrets: {description: Contents of the files that are secret, by path; taken from I(files), and never logged., type: dict, default: {}}
 author: [Gridstead]
 """
 
@@ -75,7 +76,8 @@ def put_directory(module, entry):
 
 def put_file(module, entry, diffs):
     """Write or correct one file, atomically; return whether anything changed."""
-    path, content = entry["path"], entry["content"]
+    path = entry["path"]
+    content = module.params["secrets"][path] if entry["secret"] else entry["content"]
     before = None
     if os.path.exists(path):
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
@@ -112,11 +114,13 @@ def main():
                 "default": [],
                 "options": {
                     **common,
-                    "content": {"type": "str", "required": True},
+                    "content": {"type": "str"},
                     "mode": {"type": "str", "default": "0644"},
                     "secret": {"type": "bool", "default": False},
                 },
+                "required_if": [("secret", False, ("content",))],
             },
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
         },
         supports_check_mode=True,
     )

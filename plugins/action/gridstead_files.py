@@ -8,6 +8,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
+_ARGUMENTS = ("path", "content", "secret", "mode", "owner", "group")
+
 
 class ActionModule(ActionBase):
     """Renders each entry of `files`, then runs the module gridstead_files once for all of them."""
@@ -16,13 +18,16 @@ class ActionModule(ActionBase):
         """Return the result of the module."""
         super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        files = []
+        files, secrets = [], {}
         for entry in arguments.pop("files", []):
             file = dict(entry)
             if "src" in file:
                 file["content"] = self._render(file, dict(task_vars or {}))
-            files.append({key: value for key, value in file.items() if key in ("path", "content", "mode", "owner", "group", "secret")})
-        return self._execute_module(module_name="gridstead_files", module_args={**arguments, "files": files}, task_vars=task_vars)
+            if file.get("secret"):
+                secrets[file["path"]] = file.pop("content")  # an argument of its own is kept out of the host's log
+            files.append({key: value for key, value in file.items() if key in _ARGUMENTS})
+        arguments |= {"files": files, "secrets": secrets}
+        return self._execute_module(module_name="gridstead_files", module_args=arguments, task_vars=task_vars)
 
     def _render(self, file, variables):
         """Render one template as ansible.builtin.template does; `item` is the entry."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import threading
@@ -108,6 +109,15 @@ def test_systemd_output_is_read() -> None:
     )
     found = supervision.parse_systemd(text)
     assert found == {"kafka": supervision.Process("active", 17), "stream": supervision.Process("failed", None)}
+
+
+def test_a_log_is_read_where_the_supervisor_keeps_it(tmp_path: Path) -> None:
+    embedded = configuration.load(write_appliance(tmp_path))
+    service = embedded.services[0]
+    assert supervision.log_command(embedded, service) == ["tail", "-n", "50", service.log]
+    appliance = dataclasses.replace(embedded.appliance, supervisor="systemd")
+    on_host = dataclasses.replace(embedded, appliance=appliance)
+    assert supervision.log_command(on_host, service)[:2] == ["journalctl", f"--unit=gridstead-{service.name}"]
 
 
 def test_checks_by_network() -> None:

@@ -182,7 +182,7 @@ def _services(patient: Patient) -> Iterator[Finding]:
             yield Finding("services", Verdict.WRONG, what, f"ss -ltnp 'sport = :{port}'")
         else:
             what = f"{state.name} is {state.state.lower()}: {state.reason}"
-            next_command = f"tail -n 50 {service.log}    # then {_restart(patient, state.name)}"
+            next_command = f"{_tail(patient, state.name)}    # then {_restart(patient, state.name)}"
             yield Finding("services", Verdict.WRONG, what, next_command)
 
 
@@ -366,7 +366,7 @@ def _restart(patient: Patient, service: str) -> str:
 
 def _tail(patient: Patient, name: str) -> str:
     service = patient.config.service(name)
-    return f"tail -n 50 {service.log}" if service else "gridstead status"
+    return " ".join(supervision.log_command(patient.config, service)) if service else "gridstead status"
 
 
 def _seconds_since(moment: str | None) -> float:

@@ -144,11 +144,21 @@ def restart_command(config: Config, name: str) -> str:
     return " ".join([*config.appliance.supervisorctl, "restart", name])
 
 
+def log_command(config: Config, service: Service, lines: int = 50) -> list[str]:
+    """Write the command that shows the end of a service's log: a file of supervisord's, or the journal of systemd."""
+    if config.appliance.supervisor == "systemd":
+        return ["journalctl", f"--unit={UNIT_PREFIX}{service.name}", f"--lines={lines}", "--output=cat", "--no-pager"]
+    return ["tail", "-n", str(lines), service.log]
+
+
 def log_tail(config: Config, name: str, lines: int = 12) -> list[str]:
     """Read the last lines of a service's log; one line that says why where it cannot be read."""
     service = config.service(name)
     if service is None:
         return [f"{name} is not a service of {config.path}"]
+    if config.appliance.supervisor == "systemd":
+        command = log_command(config, service, lines)
+        return (_run(command) or "").splitlines() or [f"nothing from {' '.join(command)}: read it as root"]
     path = Path(service.log)
     try:
         with path.open("rb") as file:
