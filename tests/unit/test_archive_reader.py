@@ -93,11 +93,12 @@ def test_a_range_ends_between_commits_where_it_can_and_is_then_read_without_a_co
     for number in range(3):
         log.add(event(2 * number), event(2 * number + 1))
         increments.add(quick_write(log, log.plan()))
-    ends = [{"t": {0: 2 * number}} for number in range(4)]
-    assert increments.boundary(ends[0], {"t": {0: 5}}) == ends[2]
+    ends = [{"t": {0: 2 * number, 1: 0}} for number in range(4)]
+    between = {"t": {0: 5, 1: 0}}
+    assert increments.boundary(ends[0], between) == ends[2]
     assert increments.boundary(ends[1], ends[3]) == ends[3]
-    assert increments.boundary(ends[2], {"t": {0: 5}}) == {"t": {0: 5}}, "less than a commit"
-    for upto, conditions in ((ends[2], False), ({"t": {0: 5}}, True)):
+    assert increments.boundary(ends[2], between) == between, "less than a commit"
+    for upto, conditions in ((ends[2], False), (between, True)):
         table = increments.read(ends[1], upto)
         assert positions(table) == [(0, offset) for offset in range(2, upto["t"][0])]
         assert ("Filter" in table._jdf.queryExecution().optimizedPlan().toString()) is conditions

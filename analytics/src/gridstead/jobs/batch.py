@@ -31,7 +31,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from gridstead import config as configuration
-from gridstead.archive import Files, Positions, committed_positions, days, read_events
+from gridstead.archive import DAY_MS, Files, Positions, committed_positions, days, read_events
+from gridstead.archive.layout import day_text
 from gridstead.follower import collect_deltas, is_beyond
 from gridstead.identity.batch import distinct_events
 from gridstead.jobs.session import fingerprint, log_to_stderr, max_bins, serving_indices, session
@@ -54,7 +55,6 @@ from gridstead.statistics import statistics, typed
 
 log = logging.getLogger("gridstead.batch")
 
-DAY_MS: Final = 86_400_000
 CLAMPED_LOOKBACK_DAYS: Final = 8
 """How long after an event with a clamped clock the same event may come again with another end."""
 BEAT_S: Final = 15.0
@@ -62,8 +62,14 @@ DEAD_AFTER_MS: Final = 60_000
 WAIT_S: Final = 900.0
 DOCUMENTS_AT_ONCE: Final = 50_000
 """Documents that are merged at once: what an executor sends and the driver holds, about 1 KB each."""
+TELL_S: Final = 10.0
 READERS_S: Final = 10.0
 """For how long after a rebuild the former indices stay, for searches that are under way in them."""
+
+STAGED: Final = (
+    "statistic string, key string, bin_end_ms bigint, dimensions string, `values` array<bigint>, name string"
+)
+"""gridstead.statistics.statistics as it is kept between computing and merging, by directories of ``name``."""
 
 SETTINGS = {
     "spark.ui.enabled": "false",
@@ -194,35 +200,33 @@ class Batch:
             time.sleep(1.0)
 
     def _stage(self, computed: DataFrame, staging: str) -> str:
-        """Keep the result on HDFS by statistic and day, ordered by bin, so that a slice of it can be read alone."""
-        day = F.date_from_unix_date(F.floor((F.col("bin_end_ms") - self._bin_ms) / DAY_MS).cast("int"))
+        """Keep the result on HDFS by statistic, ordered by bin, so that a slice of it can be read alone."""
         url = Files(self._spark, self._archive).url(staging)
-        dated = computed.withColumn("name", F.col("statistic")).withColumn("day", day)
-        ordered = dated.sortWithinPartitions("name", "day", "bin_end_ms")
-        ordered.write.partitionBy("name", "day").mode("overwrite").parquet(url)
+        named = computed.withColumn("name", F.col("statistic")).sortWithinPartitions("name", "bin_end_ms")
+        named.write.partitionBy("name").mode("overwrite").parquet(url)
         return url
 
     def _merge(self, run: BatchRun, staged: str, first: dt.date, last: dt.date, summary: Summary) -> None:
-        """Merge by statistic and day (the days that the batch has, and those that are served), a slice at a time."""
+        """Merge a slice at a time: all bins that the batch has, and those that are served."""
         began = time.monotonic()
         low, high = midnight_ms(first), midnight_ms(last + dt.timedelta(days=1))
+        computed = self._spark.read.schema(STAGED).parquet(staged)
+        counted = computed.groupBy("name", "bin_end_ms").count().collect()
         for name in self._which:
-            names = Files(self._spark, staged).names(f"name={name}")
-            computed = {midnight_ms(dt.date.fromisoformat(n.removeprefix("day="))): n for n in names if "=" in n}
-            starts = sorted(computed.keys() | self._store.days(run.generation, name, low, high))
-            for number, start in enumerate(starts):
-                table, counts = None, self._store.bins(run.generation, name, start, start + DAY_MS)
-                if start in computed:
-                    table = self._spark.read.parquet(f"{staged}/name={name}/{computed[start]}")
-                    for bin_end_ms, count in table.groupBy("bin_end_ms").count().collect():
-                        counts[bin_end_ms] = max(count, counts.get(bin_end_ms, 0))
-                for low_end, high_end in slices(counts, DOCUMENTS_AT_ONCE):
-                    base = []
-                    if table is not None:
-                        base = collect_deltas(table.where(F.col("bin_end_ms").between(low_end, high_end)))
-                    summary.merged += merge_slice(self._store, run, name, low_end - self._bin_ms, high_end, base)
-                if number % 10 == 9 or number == len(starts) - 1:
-                    log.info("merged %s: %d of %d days", name, number + 1, len(starts))
+            counts: dict[int, int] = {}
+            for day in sorted(self._store.days(run.generation, name, low, high)):
+                counts |= self._store.bins(run.generation, name, day, day + DAY_MS)
+            for statistic, bin_end_ms, count in counted:
+                if statistic == name:
+                    counts[bin_end_ms] = max(count, counts.get(bin_end_ms, 0))
+            told = 0.0
+            for low_end, high_end in slices(counts, DOCUMENTS_AT_ONCE):
+                part = computed.where((F.col("name") == name) & F.col("bin_end_ms").between(low_end, high_end))
+                base = collect_deltas(part)
+                summary.merged += merge_slice(self._store, run, name, low_end - self._bin_ms, high_end, base)
+                if high_end == max(counts) or time.monotonic() - told > TELL_S:
+                    told = time.monotonic()
+                    log.info("merged %s up to %s", name, day_text(high_end))
         summary.seconds["merge"] = round(time.monotonic() - began, 1)
 
     @contextmanager
