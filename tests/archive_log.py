@@ -127,9 +127,9 @@ class QuickWriter(ArchiveWriter):
 
     def _write(self, parsed: Any, rows: int, staging: str) -> None:
         ranges = self._missing(self._log.ranges(self.batch))["t"]
-        rows = [(p, o, value) for p, o, value in self._of.planned(self.batch) if p in ranges and ranges[p][0] <= o < ranges[p][1]]
+        planned = [(p, o, value) for p, o, value in self._of.planned(self.batch) if p in ranges and ranges[p][0] <= o < ranges[p][1]]
         by_directory: dict[str, list[tuple[int, int]]] = {}
-        for p, o, value in rows:
+        for p, o, value in planned:
             source, day = place(value)
             by_directory.setdefault(f"source={source}/date={day}", []).append((p, o))
         for directory, positions in by_directory.items():

@@ -32,7 +32,7 @@ import record
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from gridstead.archive import Files, Manifest
+from gridstead.archive import DAY_MS, Files, Manifest
 from gridstead.archive.commits import Staging, new_token
 from gridstead.archive.layout import COLUMNS, PARQUET, row_day
 from gridstead.archive.manifest import BATCH
@@ -47,7 +47,6 @@ from gridstead.statistic import STATISTICS
 
 PREFIX = "gridstead-bench"
 WAIT_S = 60.0
-DAY_MS = 86_400_000
 
 
 class Cost:
@@ -57,32 +56,21 @@ class Cost:
         """``elastic_pid``: the launcher of Elasticsearch, whose children count too."""
         jvm: Any = spark._jvm
         self._ours = [os.getpid(), int(jvm.java.lang.ProcessHandle.current().pid())]
-        self._elastic = list(_family(elastic_pid)) if elastic_pid else []
+        self._elastic = list(record.family(elastic_pid)) if elastic_pid else []
         self.seconds = self.cpu_s = self.elastic_s = 0.0
 
     def __enter__(self) -> Cost:
-        self._began, self._before = time.monotonic(), (_cpu(self._ours), _cpu(self._elastic))
+        self._began, self._before = time.monotonic(), (record.cpu_s(self._ours), record.cpu_s(self._elastic))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.monotonic() - self._began
-        self.cpu_s, self.elastic_s = _cpu(self._ours) - self._before[0], _cpu(self._elastic) - self._before[1]
+        self.cpu_s, self.elastic_s = record.cpu_s(self._ours) - self._before[0], record.cpu_s(self._elastic) - self._before[1]
 
     def result(self, name: str, events: int, **more: Any) -> dict[str, Any]:
         """What tests/bench/record.py writes of one candidate."""
         resident = max(record.usage(pid).rss_bytes for pid in self._ours)
         return record.result(name, events, self.seconds, self.cpu_s, resident, **more)
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in children.read_text().split():
-            yield from _family(int(child))
-
-
-def _cpu(pids: Sequence[int]) -> float:
-    return sum(record.usage(pid).cpu_s for pid in pids)
 
 
 def archive(spark: SparkSession, root: str, events: int, day: int = 0) -> list[str]:

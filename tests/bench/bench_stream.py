@@ -17,7 +17,6 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,25 +139,8 @@ def cpu_by_service(config: Config) -> dict[str, float]:
     used = {}
     for service in supervision.services(config):
         if service.pid:
-            used[service.name] = sum(_cpu(pid) for pid in _family(service.pid))
+            used[service.name] = record.cpu_s(record.family(service.pid))
     return used
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    try:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in children.read_text().split():
-                yield from _family(int(child))
-    except OSError:
-        return
-
-
-def _cpu(pid: int) -> float:
-    try:
-        return record.usage(pid).cpu_s
-    except (OSError, KeyError):
-        return 0.0
 
 
 def lag_of(config: Config) -> int:

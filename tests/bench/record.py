@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,28 @@ def usage(pid: int) -> Usage:
     ticks = int(fields[11]) + int(fields[12])
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return Usage(ticks / os.sysconf("SC_CLK_TCK"), int(status["VmHWM"].split()[0]) * 1024)
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and all below it, as far as they still run."""
+    yield pid
+    try:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
+                yield from family(int(child))
+    except OSError:
+        return
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """CPU seconds of processes; one that has ended counts 0."""
+    used = 0.0
+    for pid in pids:
+        try:
+            used += usage(pid).cpu_s
+        except (OSError, KeyError):
+            continue
+    return used
 
 
 def result(name: str, events: int, seconds: float, cpu_s: float, rss_bytes: int, **more: Any) -> dict[str, Any]:

@@ -116,7 +116,13 @@ class Lab:
     def wipe(self) -> None:
         """Kill whatever is left in the lab's control group and remove its files. Safe to repeat, and by several at once."""
         self.group.remove()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.directory, onerror=_unless_gone)
+
+
+def _unless_gone(_function: Any, _path: str, error: Any) -> None:
+    """Raise what kept a file from being removed, but not where another process was quicker."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def all_labs() -> Iterator[Lab]:

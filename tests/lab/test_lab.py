@@ -297,7 +297,7 @@ def test_a_killed_lab_leaves_nothing(single: Hosts, victims: slice) -> None:
 def test_a_killed_create_is_cleared_up_by_destroy(single: Hosts, after_s: float) -> None:
     before = machine.snapshot()
     with subprocess.Popen(single.command("create", "alpha", "beta"), stdout=subprocess.DEVNULL) as create:
-        time.sleep(after_s)
+        time.sleep(after_s)  # not a wait for anything: the moment of the kill
         create.kill()
     single.do("destroy")
     assert left_behind(before) == []

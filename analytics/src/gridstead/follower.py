@@ -70,7 +70,7 @@ class Follower:
         self._max_bins = max_bins
         self._which = tuple(which)
         self._index = IdentityIndex(index_path, horizon_ms)
-        self._catch_up(index_path, horizon_ms)
+        self._catch_up(horizon_ms)
 
     @property
     def positions(self) -> Positions:
@@ -120,7 +120,7 @@ class Follower:
             signed = signed.unionByName(gone)
         return signed
 
-    def _catch_up(self, index_path: Path, horizon_ms: int) -> None:
+    def _catch_up(self, horizon_ms: int) -> None:
         done = self.positions
         if self._index.started_empty:
             log.warning("the identity index begins anew: %s", self._index.started_empty)

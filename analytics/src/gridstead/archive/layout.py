@@ -29,7 +29,7 @@ PARQUET: Final = {
     },
 }
 """How files are written. The least and the greatest of a text column help no reader of ours, and comparing every value
-with them cost more than all the rest of writing (docs/decisions/0009-speed.md)."""
+with them took most of writing in a profile of the stream (docs/decisions/0009-speed.md)."""
 
 DAY_MS: Final = 86_400_000
 COMMIT_SLACK_DAYS: Final = 3

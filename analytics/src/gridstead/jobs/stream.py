@@ -56,7 +56,7 @@ WAIT_S = 1800
 IDLE_S = 0.5
 REST_S = 5.0
 """A follower that keeps up rests after a step for as long as it took, at most this: then the next step is larger, and
-what a step costs besides its rows, and how often a document is written anew, is halved where it matters."""
+what a step costs besides its rows is paid less often."""
 MANIFESTS = 1000
 """Commits that the archive may be ahead of the follower before it has to look them up."""
 

@@ -59,8 +59,8 @@ class Indices:
     def template(self, statistic: str, generation: int, served: bool) -> dict[str, Any]:
         """The index template of one statistic and generation; with the readers' alias if it is the served one.
 
-        Values are columns for sorting and aggregation; only what readers filter by has a search tree, which costs as
-        much to write as the rest of the document (docs/decisions/0009-speed.md).
+        Values are columns for sorting and aggregation; only what readers filter by has a search tree, which would
+        have to be written and merged for each of them (docs/decisions/0009-speed.md).
         """
         keyword = {"type": "keyword", "ignore_above": LONGEST_TERM}
         date = {"type": "date", "format": "epoch_millis"}
