@@ -104,11 +104,12 @@ class Log:
         """The names in a directory of the archive."""
         return sorted(os.listdir(self.directory / path))
 
-    def archived(self) -> list[tuple[int, int]]:
-        """Partition and offset of every row that a reader would get, events or not; read without Spark."""
+    def archived(self, kinds: Sequence[bool] = (False, True)) -> list[tuple[int, int]]:
+        """Partition and offset of every row that a reader would get, events (False) or malformed (True); read without
+        Spark. Each kind is listed on its own, as readers do: while somebody writes, the later one reaches further."""
         paths = [
             path.removeprefix("file:")
-            for malformed in (False, True)
+            for malformed in kinds
             for path in committed_files(self.spark, self.root, FIRST, LAST, malformed)
         ]
         if not paths:
