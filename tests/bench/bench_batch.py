@@ -40,6 +40,7 @@ from gridstead.cli import supervision
 from gridstead.config import Config, elasticsearch_client, load
 from gridstead.jobs.batch import SETTINGS, Batch, batch_statistics
 from gridstead.jobs.session import fingerprint, max_bins, serving_indices
+from gridstead.jobs.session import session as local_session
 from gridstead.serving import indices as serving
 from gridstead.serving.elastic import ElasticStore
 from gridstead.serving.transactions import Writer
@@ -225,13 +226,14 @@ def session(config: Config, memory: str) -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = sys.executable
     settings = {
         **SETTINGS,
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.showConsoleProgress": "false",
         "spark.driver.memory": memory,
         "spark.driver.extraJavaOptions": "-XX:-DontCompileHugeMethods",
-        "spark.sql.session.timeZone": "UTC",
         "spark.local.dir": tempfile.gettempdir(),
     }
-    spark = SparkSession.builder.master("local[2]").appName("bench-batch").config(map=dict(settings)).getOrCreate()
+    spark = local_session("bench-batch", "local[2]", settings)
     spark.sparkContext.setLogLevel("ERROR")
     return spark
 

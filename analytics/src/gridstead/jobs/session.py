@@ -32,6 +32,9 @@ def session(name: str, master: str, settings: Mapping[str, str]) -> SparkSession
     conf.setIfMissing("spark.master", master)
     for key, value in settings.items():
         conf.setIfMissing(key, value)
+    if conf.get("spark.master", "").startswith("local"):
+        # a task that waits for a nearer place is offered again when another one ends: in local mode, with none, never
+        conf.setIfMissing("spark.locality.wait", "0s")
     conf.set("spark.sql.session.timeZone", "UTC")
     return SparkSession.builder.config(conf=conf).getOrCreate()
 

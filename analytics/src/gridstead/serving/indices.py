@@ -163,8 +163,12 @@ def drop_others(client: Elasticsearch, indices: Indices, keep: Iterable[int], de
         patient(lambda: client.indices.delete(index=gone, ignore_unavailable=True), "delete old indices", deadline_s)
     for name in STATISTICS:
         pattern = f"{indices.alias(name)}-g*"
-        answer = patient(lambda p=pattern: client.indices.get_index_template(name=p), "list templates", deadline_s)  # type: ignore[misc]
-        for template in answer["index_templates"]:
+        answer = patient(
+            lambda p=pattern: client.options(ignore_status=404).indices.get_index_template(name=p),  # type: ignore[misc]
+            "list templates",
+            deadline_s,
+        )
+        for template in answer.get("index_templates", []):  # 404: there is none
             generation = template["name"].rpartition("-g")[2]
             if generation.isdigit() and int(generation) not in kept:
                 patient(
