@@ -40,7 +40,6 @@ from gridstead.cli import supervision
 from gridstead.config import Config, elasticsearch_client, load
 from gridstead.jobs.batch import SETTINGS, Batch, batch_statistics
 from gridstead.jobs.session import fingerprint, max_bins, serving_indices
-from gridstead.jobs.session import session as local_session
 from gridstead.serving import indices as serving
 from gridstead.serving.elastic import ElasticStore
 from gridstead.serving.transactions import Writer
@@ -226,6 +225,8 @@ def session(config: Config, memory: str) -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = sys.executable
     settings = {
         **SETTINGS,
+        "spark.locality.wait": "0s",
+        "spark.sql.session.timeZone": "UTC",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.showConsoleProgress": "false",
@@ -233,7 +234,7 @@ def session(config: Config, memory: str) -> SparkSession:
         "spark.driver.extraJavaOptions": "-XX:-DontCompileHugeMethods",
         "spark.local.dir": tempfile.gettempdir(),
     }
-    spark = local_session("bench-batch", "local[2]", settings)
+    spark = SparkSession.builder.master("local[2]").appName("bench-batch").config(map=dict(settings)).getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     return spark
 

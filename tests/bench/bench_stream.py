@@ -4,6 +4,8 @@ Against a running appliance: ``python tests/bench/bench_stream.py --config FILE 
 Made-up events of now, with identities of their own, go to the log at each rate in turn; a marker a second tells the
 latency from sent to visible to a search. Lag, CPU by service, memory and the sizes of what is kept are sampled. With
 ``--spike 5`` the first rate is multiplied for a minute in the middle, and the time until the lag is gone is measured.
+With ``--compress 6`` the log's clock and the events' run six times as fast, from the past until now: 600 seconds are an
+hour of them, in which what the stream keeps must stay flat once its horizon (``analytics_dedupe_horizon_s``) is over.
 The events stay in the archive: use an appliance for this alone. Exit code 1 if a rate was not sustained.
 """
 
@@ -14,6 +16,7 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -155,7 +158,16 @@ def kept(config: Config) -> dict[str, int]:
     return {"stream_rss": stream.rss_bytes or 0, "identity_index": sum(file.stat().st_size for file in files)}
 
 
-def run_rate(config: Config, traffic: Traffic, rate: int, seconds: float, spike: int) -> dict[str, Any]:
+def checkpoint(config: Config) -> int:
+    """Bytes of the stream's checkpoints on HDFS."""
+    counted = subprocess.run([config.hadoop.cli, "fs", "-count", config.stream.checkpoint],
+                             check=True, capture_output=True, text=True).stdout  # fmt: skip
+    return int(counted.split()[2])  # directories, files, bytes, path
+
+
+def run_rate(
+    config: Config, traffic: Traffic, rate: int, seconds: float, spike: int, compress: int
+) -> dict[str, Any]:
     """Send at a rate (with a spike in the middle), wait until everything is served, and tell how it went."""
     producer = Producer({**kafka_client(config), "linger.ms": 20, "partitioner": PARTITIONER, "acks": "all",
                          "queue.buffering.max.messages": 1_000_000})  # fmt: skip
@@ -164,11 +176,13 @@ def run_rate(config: Config, traffic: Traffic, rate: int, seconds: float, spike:
     before, began = cpu_by_service(config), time.monotonic()
     generator = time.process_time()
     sent, marked, lags, sampled, keeps = 0, 0, [], 0.0, [kept(config)]
+    checkpoints = [checkpoint(config)]
+    first_ms = time.time_ns() // 1_000_000 - round(seconds * 1000) * (compress - 1)
     spike_at = (seconds / 2 - 30, seconds / 2 + 30) if spike > 1 else (0.0, 0.0)
     caught_up: float | None = None
     due = last = 0.0
     while (elapsed := time.monotonic() - began) < seconds:
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = first_ms + round(elapsed * 1000) * compress
         due += rate * (elapsed - last) * (spike if spike_at[0] <= elapsed < spike_at[1] else 1)
         last = elapsed
         while sent < due:
@@ -178,7 +192,7 @@ def run_rate(config: Config, traffic: Traffic, rate: int, seconds: float, spike:
                 vo = f"{latency.name}-{marked}"
                 latency.sent(vo)
             key, value = traffic.event(now_ms, vo)
-            producer.produce(topic, value, key)
+            producer.produce(topic, value, key, timestamp=now_ms)
             sent += 1
             if sent % 1000 == 0:
                 producer.poll(0)
@@ -199,12 +213,15 @@ def run_rate(config: Config, traffic: Traffic, rate: int, seconds: float, spike:
     drained = time.monotonic() - began - sending
     latency.close(30)
     after = cpu_by_service(config)
+    checkpoints.append(checkpoint(config))
     cpu = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in before}
     half = len(lags) // 2
     early, late = statistics.median(lags[1:half] or [0]), statistics.median(lags[half:] or [0])
     found = latency.summary()
     return {
-        "name": f"{rate} events/s" + (f", {spike} times that for a minute" if spike > 1 else ""),
+        "name": f"{rate} events/s"
+        + (f", {spike} times that for a minute" if spike > 1 else "")
+        + (f", clock {compress} times as fast" if compress > 1 else ""),
         "seconds": round(sending, 1),
         "events": sent,
         "sent_per_s": round(sent / sending),
@@ -225,6 +242,7 @@ def run_rate(config: Config, traffic: Traffic, rate: int, seconds: float, spike:
         "generator_cpu_us_per_event": round(generator / sent * 1e6, 1),
         "kept_mib": {name: [round(keep[name] / record.MIB) for keep in keeps[:: max(1, len(keeps) // 12)]]
                      for name in keeps[0]},
+        "checkpoint_kib": [size >> 10 for size in checkpoints],
     }  # fmt: skip
 
 
@@ -235,6 +253,7 @@ def main() -> int:
     parser.add_argument("--rates", default="250,1000,10000", help="events/s, one run each (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=120, help="length of each run (default: %(default)s)")
     parser.add_argument("--spike", type=int, default=1, help="factor of the rate for a minute in the middle")
+    parser.add_argument("--compress", type=int, default=1, help="how many times as fast the events' clock runs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the dated JSON file goes")
     arguments = parser.parse_args()
@@ -243,11 +262,12 @@ def main() -> int:
     traffic = Traffic(arguments.seed)
     results = []
     for rate in map(int, arguments.rates.split(",")):
-        results.append(run_rate(config, traffic, rate, arguments.seconds, arguments.spike))
+        results.append(run_rate(config, traffic, rate, arguments.seconds, arguments.spike, arguments.compress))
         print(json.dumps(results[-1]), flush=True)
     if arguments.output:
         parameters = {"seconds": arguments.seconds, "spike": arguments.spike, "pairs": PAIRS, "files": FILES,
-                      "users": USERS, "trigger_s": config.stream.trigger_s,
+                      "users": USERS, "trigger_s": config.stream.trigger_s, "compress": arguments.compress,
+                      "dedupe_horizon_s": config.stream.dedupe_horizon_s,
                       "statistics": list(config.stream.statistics)}  # fmt: skip
         print(record.write(arguments.output, "stream", described, parameters, results))
     return 0 if all(result["sustained"] for result in results) else 1

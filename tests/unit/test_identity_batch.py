@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 from pyspark.sql.types import StructType
 
-from gridstead.identity.batch import distinct_events
+from gridstead.identity.batch import signed_events
 from gridstead.schema import EVENT, POSITION
 from oracle import distinct
 
@@ -28,9 +29,13 @@ def row(access: int, version: int, producer: str | None, end: int, read: int, of
 
 def counted(spark: SparkSession, log: list[dict[str, Any]], **options: int) -> list[tuple[str, int]]:
     rows = spark.createDataFrame([tuple(e[name] for name in ROW.names) for e in log], ROW)
-    result = distinct_events(rows.repartition(3), **options)
-    assert result.columns == ROW.names
-    return sorted((e["event_id"], e["offset"]) for e in result.select("event_id", "offset").collect())
+    result = signed_events(rows.repartition(3), **options)
+    assert result.columns == [*ROW.names, "sign"]
+    signs: Counter[tuple[str, int]] = Counter()
+    for e in result.select("event_id", "offset", "sign").collect():
+        signs[e["event_id"], e["offset"]] += e["sign"]
+    assert set(signs.values()) <= {0, 1}
+    return sorted(signs.elements())
 
 
 def expected(log: list[dict[str, Any]]) -> list[tuple[str, int]]:

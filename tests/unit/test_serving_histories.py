@@ -123,7 +123,9 @@ class History:
         await_cut(self.store, run, 0.0)
         for day in range(first, last + 1):
             base = [delta(key, *values) for key, values in truth.items() if key.endswith(f"|{day}")]
-            merge_slice(self.store, run, "transfers", day * DAY_MS, (day + 1) * DAY_MS, base)
+            low, high = day * DAY_MS, (day + 1) * DAY_MS
+            known = any(True for _ in self.store.scan(run.generation, "transfers", low, high))
+            merge_slice(self.store, run, "transfers", low, high, base, known)
         end_batch(self.store, run.run, self.runs * 1000)
         if (first, last) == (0, DAYS - 1):
             self.clean_from = max(self.clean_from, cut)

@@ -201,7 +201,8 @@ def _values(wanted: Sequence[Statistic]) -> Column:
 
 
 def _label(name: Column, characters: int = LABEL_CHARACTERS) -> Column:
-    return F.substring(F.coalesce(name, F.lit(UNKNOWN)), 1, characters)
+    known = F.coalesce(name, F.lit(UNKNOWN))
+    return F.when(F.octet_length(known) <= characters, known).otherwise(F.substring(known, 1, characters))
 
 
 def _type(dimension: str) -> DataType:

@@ -22,26 +22,27 @@ MANY: Final = 5_000_000
 list (8 bytes each, some 100 MB in a worker's memory)."""
 
 
-def distinct_events(rows: DataFrame, many: int = MANY) -> DataFrame:
-    """The rows that count, of well-formed rows of schema.EVENT and schema.POSITION, their columns as they are.
+def signed_events(rows: DataFrame, many: int = MANY) -> DataFrame:
+    """Well-formed rows of schema.EVENT and schema.POSITION, with ``sign`` (int), which summed counts distinct events.
 
-    Nearly every access is one row, so the accesses of several rows are found first, by 64 bits of hash alone (an access
-    too many does no harm), in a Spark job that runs at once; only their rows are then shuffled, compared and sorted.
-    Not for streams.
+    All rows with 1, and once more with -1 those that do not count: so rows that count, nearly all, need not be told
+    from others one by one. Nearly every access is one row, so the accesses of several rows are found first, by 64 bits
+    of hash alone (an access too many does no harm), in a Spark job that runs at once; only their rows are then
+    shuffled, compared and sorted. Not for streams.
     """
-    access = F.xxhash64(F.substring("event_id", 1, ACCESS_DIGITS))
+    access = F.xxhash64(F.substring(F.col("event_id").cast("binary"), 1, ACCESS_DIGITS))  # bytes need no decoding
     hashes = rows.select(access.alias("_access"))
     counted = hashes.groupBy("_access").agg(F.count(F.lit(1)).alias("_rows"))
     several = counted.where(F.col("_rows") > 1).select("_access").localCheckpoint()
-    if several.count() > many:
-        return _counting(rows)
-    listed = F.broadcast(several)
-    single = rows.join(listed, access == F.col("_access"), "left_anti")
-    return single.unionByName(_counting(rows.join(listed, access == F.col("_access"), "left_semi")))
+    suspected = rows
+    if several.count() <= many:
+        suspected = rows.join(F.broadcast(several), access == F.col("_access"), "left_semi")
+    once = rows.withColumn("sign", F.lit(1))
+    return once.unionByName(_not_counting(suspected).withColumn("sign", F.lit(-1)))
 
 
-def _counting(rows: DataFrame) -> DataFrame:
-    """The definition itself, by one shuffle of all rows."""
+def _not_counting(rows: DataFrame) -> DataFrame:
+    """The definition itself, by one shuffle of all rows: those left out."""
     version = F.struct("_age", "event_id")
     same = Window.partitionBy("_access", "event_id")
     carried = Window.partitionBy("_access", "producer_id")
@@ -53,4 +54,4 @@ def _counting(rows: DataFrame) -> DataFrame:
     })  # fmt: skip
     overtaken = F.col("producer_id").isNotNull() & (version < F.max(version).over(carried))
     judged = ranked.withColumn("_overtaken", overtaken).withColumn("_superseded", F.max("_overtaken").over(same))
-    return judged.where((F.col("_rank") == 1) & ~F.col("_superseded")).select(*rows.columns)
+    return judged.where((F.col("_rank") > 1) | F.col("_superseded")).select(*rows.columns)

@@ -22,7 +22,9 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Final
@@ -34,7 +36,7 @@ from gridstead import config as configuration
 from gridstead.archive import DAY_MS, Files, Positions, committed_positions, days, read_events
 from gridstead.archive.layout import day_text
 from gridstead.follower import collect_deltas, is_beyond
-from gridstead.identity.batch import distinct_events
+from gridstead.identity.batch import signed_events
 from gridstead.jobs.session import fingerprint, log_to_stderr, max_bins, serving_indices, session
 from gridstead.serving import indices as serving
 from gridstead.serving.control import (
@@ -47,6 +49,7 @@ from gridstead.serving.control import (
     check_definitions,
     end_batch,
 )
+from gridstead.serving.documents import Delta
 from gridstead.serving.elastic import ElasticStore
 from gridstead.serving.merge import Merged, await_cut, merge_slice
 from gridstead.serving.patience import ServingError
@@ -74,6 +77,8 @@ STAGED: Final = (
 SETTINGS = {
     "spark.ui.enabled": "false",
     "spark.sql.shuffle.partitions": "16",
+    # joined by their bytes, partitions of many short keys outgrow the hash map and are sorted on disk
+    "spark.sql.adaptive.coalescePartitions.enabled": "false",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
 }
 
@@ -107,7 +112,7 @@ def batch_statistics(
     lookback = first_day - dt.timedelta(days=CLAMPED_LOOKBACK_DAYS)
     archived = read_events(spark, root, lookback, dt.date.max, upto)
     wanted = archived.where((F.col("date") >= F.lit(first_day)) | F.col("clock_clamped"))
-    computed = statistics(distinct_events(wanted), which, bin_ms, max_bins)
+    computed = statistics(signed_events(wanted), which, bin_ms, max_bins)
     start = F.col("bin_end_ms") - F.lit(bin_ms)
     return computed.where((start >= low) & (start < high))
 
@@ -216,14 +221,15 @@ class Batch:
             counts: dict[int, int] = {}
             for day in sorted(self._store.days(run.generation, name, low, high)):
                 counts |= self._store.bins(run.generation, name, day, day + DAY_MS)
+            served = set(counts)
             for statistic, bin_end_ms, count in counted:
                 if statistic == name:
                     counts[bin_end_ms] = max(count, counts.get(bin_end_ms, 0))
             told = 0.0
-            for low_end, high_end in slices(counts, DOCUMENTS_AT_ONCE):
-                part = computed.where((F.col("name") == name) & F.col("bin_end_ms").between(low_end, high_end))
-                base = collect_deltas(part)
-                summary.merged += merge_slice(self._store, run, name, low_end - self._bin_ms, high_end, base)
+            of_name = computed.where(F.col("name") == name)
+            for low_end, high_end, base in _collected(of_name, slices(counts, DOCUMENTS_AT_ONCE)):
+                known = any(low_end <= bin_end_ms <= high_end for bin_end_ms in served)
+                summary.merged += merge_slice(self._store, run, name, low_end - self._bin_ms, high_end, base, known)
                 if high_end == max(counts) or time.monotonic() - told > TELL_S:
                     told = time.monotonic()
                     log.info("merged %s up to %s", name, day_text(high_end))
@@ -250,6 +256,23 @@ class Batch:
             over.set()
             teller.join(30)
             client.close()
+
+
+def _collected(computed: DataFrame, ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, list[Delta]]]:
+    """Each range of bins with what was computed of it; while one is worked on, the next is fetched."""
+
+    def fetch(low_end: int, high_end: int) -> list[Delta]:
+        return collect_deltas(computed.where(F.col("bin_end_ms").between(low_end, high_end)))
+
+    coming: deque[tuple[int, int, Future[list[Delta]]]] = deque()
+    with ThreadPoolExecutor(1, "collect") as fetcher:
+        for low_end, high_end in ranges:
+            coming.append((low_end, high_end, fetcher.submit(fetch, low_end, high_end)))
+            if len(coming) > 1:
+                low, high, base = coming.popleft()
+                yield low, high, base.result()
+        for low, high, base in coming:
+            yield low, high, base.result()
 
 
 def slices(counts: Mapping[int, int], most: int) -> Iterator[tuple[int, int]]:

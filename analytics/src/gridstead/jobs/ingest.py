@@ -37,7 +37,7 @@ from pyspark.sql.types import LongType, StringType, StructField, StructType
 from gridstead import config as configuration
 from gridstead import formats
 from gridstead.events import ValidationError, encode_event
-from gridstead.identity.batch import distinct_events
+from gridstead.identity.batch import signed_events
 from gridstead.jobs.session import log_to_stderr, session
 from gridstead.jobs.usage import Usage, UsageMeter, stored
 from gridstead.schema import EVENT, POSITION, parse_events
@@ -144,7 +144,7 @@ def transform(raw: DataFrame) -> DataFrame:
 def analyse(normalised: DataFrame, bin_ms: int = BIN_MS, max_bins: int = MAX_BINS) -> DataFrame:
     """The transfer statistics of the distinct events of :data:`NORMALISED`."""
     timed = normalised.withColumn("timestamp", F.timestamp_millis("timestamp_ms")).drop("timestamp_ms")
-    return typed(statistics(distinct_events(timed), ["transfers"], bin_ms, max_bins), "transfers", bin_ms)
+    return typed(statistics(signed_events(timed), ["transfers"], bin_ms, max_bins), "transfers", bin_ms)
 
 
 def run(

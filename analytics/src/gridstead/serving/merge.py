@@ -51,14 +51,22 @@ def await_cut(store: DocumentStore, run: BatchRun, deadline_s: float, pause_s: f
 
 
 def merge_slice(
-    store: DocumentStore, run: BatchRun, statistic: str, low_ms: int, high_ms: int, base: Iterable[Delta]
+    store: DocumentStore,
+    run: BatchRun,
+    statistic: str,
+    low_ms: int,
+    high_ms: int,
+    base: Iterable[Delta],
+    known: bool = True,
 ) -> Merged:
     """Merge all documents of one statistic whose bins begin in [low, high); ``base`` is all that the batch has there.
 
-    Call :func:`await_cut` first. Only documents that change are written; those that are in neither are deleted.
+    Call :func:`await_cut` first. ``known`` is false where nothing was stored in the range after that: what the stream
+    has put there since is met when it is written, and what only the stream has stays as it is. Only documents that
+    change are written; those that are in neither are deleted.
     """
     generation = run.generation
-    held: Mapping[Place, Document] = dict(store.scan(generation, statistic, low_ms, high_ms))
+    held: Mapping[Place, Document] = dict(store.scan(generation, statistic, low_ms, high_ms)) if known else {}
     wanted = {Place(generation, statistic, delta.key, delta.bin_end_ms): delta for delta in base}
     done_seq = await_cut(store, run, 0.0)
     deleted = 0
