@@ -47,10 +47,11 @@ smoke: bootstrap ## Prove that every server works and that events come out exact
 BENCH = mkdir -p build/bench; python tests/bench
 CONFIG = --config $(GRIDSTEAD_ROOT)/etc/gridstead/gridstead.toml --output build/bench
 
-bench: test-environment ## Measure on the running appliance, about 25 min; writes build/bench/*.json
+bench: test-environment ## Measure on the running appliance, over an hour; writes build/bench/*.json
 	@$(BENCH)/bench_bridge.py $(CONFIG)
 	@$(BENCH)/bench_serving.py $(CONFIG)
 	@$(BENCH)/bench_stream.py $(CONFIG)
+	@$(BENCH)/bench_batch.py $(CONFIG)
 	@$(BENCH)/bench_identity.py --output build/bench
 	@$(BENCH)/bench_ingest.py --output build/bench
 	@echo 'Next: tools/figures.py add build/bench/FILE… puts results into docs/reference/figures.md'

@@ -4,7 +4,8 @@ Against a running appliance: ``python tests/bench/bench_batch.py --config FILE -
 grid_day.py) is archived below a directory of its own on HDFS, and the product's batch merges its transfer statistics
 into indices of their own ("1 day"). The same files are read from this machine's disk to compare the computation alone:
 Spark and DuckDB in turn, and all statistics in one pass against a pass for each. Last, ``--days`` gives the cost of 1,
-7 and 30 days of ``--small`` events each. Everything it made is deleted. Exit code 1 if Spark and DuckDB differ.
+7 and 30 days of ``--small`` events each. ``--parts`` runs some of these three alone. Everything it made is deleted. Exit
+code 1 if Spark and DuckDB differ.
 
 CPU is that of Spark's JVM and its Python together (proc(5)); Elasticsearch's stands beside it.
 """
@@ -185,11 +186,15 @@ def main() -> int:
     parser.add_argument("--config", metavar="FILE", help="gridstead.toml of the running appliance")
     parser.add_argument("--events", type=int, default=20_000_000, help="events of the day (default: %(default)s)")
     parser.add_argument("--small", type=int, default=1_000_000, help="events of a day of many (default: %(default)s)")
-    parser.add_argument("--days", default="1,7,30", help="how many of them (default: %(default)s); \"\" for none")
+    parser.add_argument("--parts", default="day,compute,days", help="what to run (default: %(default)s)")
+    parser.add_argument("--days", default="1,7,30", help="how many of the many (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of Spark and DuckDB in turn (default: %(default)s)")
     parser.add_argument("--memory", default="3g", help="heap of Spark (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where the dated JSON file goes")
     arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
+    if unknown := set(parts) - {"day", "compute", "days"}:
+        parser.error(f"--parts: {', '.join(sorted(unknown))} is not among day, compute and days")
     found = load(arguments.config)
     config = replace(
         found,
@@ -204,11 +209,13 @@ def main() -> int:
         results.append(row)
         print(json.dumps(row), flush=True)
 
-    note(merge(spark, config, "1 day", 1, arguments.events, ("transfers",)))
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as directory:
-        for row in compute(spark, config, arguments.events, arguments.rounds, Path(directory)):
-            note(row)
-    for days in filter(None, arguments.days.split(",")):
+    if "day" in parts:
+        note(merge(spark, config, "1 day", 1, arguments.events, ("transfers",)))
+    if "compute" in parts:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as directory:
+            for row in compute(spark, config, arguments.events, arguments.rounds, Path(directory)):
+                note(row)
+    for days in arguments.days.split(",") if "days" in parts else ():
         name = f"{days} days" if int(days) > 1 else "1 day of few events"
         note(merge(spark, config, name, int(days), arguments.small, ("transfers",)))
     spark.stop()

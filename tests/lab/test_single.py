@@ -120,7 +120,7 @@ def test_services_have_their_limit_of_open_files(site: Site) -> None:
 
 
 def test_secrets_are_closed_to_others_and_in_no_log(site: Site) -> None:
-    secrets = list((site.inventory.parent / "secrets").iterdir())
+    secrets = list((site.inventory.parent / ".secrets").iterdir())
     assert secrets
     for path in secrets:
         assert path.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,31 @@
+"""Each role alone on a real systemd host: molecule's whole sequence, as `molecule test` in the role's directory runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from appliance import ROOT
+from hosts import missing
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.long,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "a lab can be made"),
+]
+
+ROLES = sorted(path.parents[2].name for path in ROOT.glob("roles/*/molecule/default/molecule.yml"))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_role(role: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    env = {"GRIDSTEAD_BUNDLE": str(ROOT / "bundle"), **os.environ, "MOLECULE_EPHEMERAL_DIRECTORY": str(tmp_path), "PY_COLORS": "0"}
+    command = ["molecule", "test"]
+    done = subprocess.run(command, env=env, cwd=ROOT / "roles" / role, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(f"\nmolecule test of {role} took {time.monotonic() - started:.0f} s")
