@@ -39,6 +39,7 @@ from gridstead.archive.layout import COLUMNS, PARQUET, row_day
 from gridstead.archive.manifest import BATCH
 from gridstead.cli import supervision
 from gridstead.config import Config, elasticsearch_client, load
+from gridstead.jobs import session as jobs
 from gridstead.jobs.batch import SETTINGS, Batch, batch_statistics
 from gridstead.jobs.session import fingerprint, max_bins, serving_indices
 from gridstead.serving import indices as serving
@@ -230,18 +231,12 @@ def session(config: Config, memory: str) -> SparkSession:
     os.environ["HADOOP_CONF_DIR"] = config.hadoop.conf_dir
     os.environ.setdefault("HADOOP_USER_NAME", Path(config.appliance.data_dir).owner())
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    settings = {
-        **SETTINGS,
-        "spark.locality.wait": "0s",
-        "spark.sql.session.timeZone": "UTC",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.driver.memory": memory,
-        "spark.driver.extraJavaOptions": "-XX:-DontCompileHugeMethods",
-        "spark.local.dir": tempfile.gettempdir(),
-    }
-    spark = SparkSession.builder.master("local[2]").appName("bench-batch").config(map=dict(settings)).getOrCreate()
+    os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    os.environ["PYSPARK_SUBMIT_ARGS"] = (  # what has to be known before the JVM starts
+        f"--driver-memory {memory} --driver-java-options -XX:-DontCompileHugeMethods "
+        "--conf spark.ui.showConsoleProgress=false pyspark-shell"
+    )
+    spark = jobs.session("bench-batch", "local[2]", SETTINGS)
     spark.sparkContext.setLogLevel("ERROR")
     return spark
 

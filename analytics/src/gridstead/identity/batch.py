@@ -28,7 +28,8 @@ def signed_events(rows: DataFrame, many: int = MANY) -> DataFrame:
     All rows with 1, and once more with -1 those that do not count: so rows that count, nearly all, need not be told
     from others one by one. Nearly every access is one row, so the accesses of several rows are found first, by 64 bits
     of hash alone (an access too many does no harm), in a Spark job that runs at once; only their rows are then
-    shuffled, compared and sorted. Not for streams.
+    shuffled, compared and sorted. A sum may leave 64 bits on the way to a smaller one (absurd amounts that come twice).
+    Not for streams.
     """
     access = F.xxhash64(F.substring(F.col("event_id").cast("binary"), 1, ACCESS_DIGITS))  # bytes need no decoding
     hashes = rows.select(access.alias("_access"))
