@@ -118,9 +118,8 @@ def test_the_stream_killed_anywhere_equals_the_batch_and_duckdb(spark: SparkSess
     assert application.starts > 2
 
     first, last = dt.date(2023, 11, 1), dt.date(2023, 11, 30)
-    computed: dict[str, dict[str, tuple[int, ...]]] = {}
-    for delta in collect_deltas(batch_statistics(spark, log.root, first, last, None, BIN_MS, MAX_BINS)):
-        computed.setdefault(delta.statistic, {})[delta.key] = delta.values
+    tables = batch_statistics(spark, log.root, first, last, None, BIN_MS, MAX_BINS)
+    computed = {name: {delta.key: delta.values for delta in collect_deltas(table)} for name, table in tables.items()}
     assert computed == expected
 
 
@@ -140,9 +139,8 @@ def test_a_batch_below_a_cut_counts_what_the_stream_had_served_there(spark: Spar
     at_cut = application.served()
     log.write(*events[80:])
     first, last = dt.date(2023, 11, 1), dt.date(2023, 11, 30)
-    computed: dict[str, dict[str, tuple[int, ...]]] = {}
-    for delta in collect_deltas(batch_statistics(spark, log.root, first, last, manifest.positions, BIN_MS, MAX_BINS)):
-        computed.setdefault(delta.statistic, {})[delta.key] = delta.values
+    tables = batch_statistics(spark, log.root, first, last, manifest.positions, BIN_MS, MAX_BINS)
+    computed = {name: {delta.key: delta.values for delta in collect_deltas(table)} for name, table in tables.items()}
     assert computed == at_cut
 
 

@@ -27,12 +27,13 @@ def signed_events(rows: DataFrame, many: int = MANY) -> DataFrame:
 
     All rows with 1, and once more with -1 those that do not count: so rows that count, nearly all, need not be told
     from others one by one. Nearly every access is one row, so the accesses of several rows are found first, by 64 bits
-    of hash alone (an access too many does no harm), in a Spark job that runs at once; only their rows are then
-    shuffled, compared and sorted. A sum may leave 64 bits on the way to a smaller one (absurd amounts that come twice).
+    of hash alone (an access too many does no harm), in a Spark job that runs at once and sorts the hashes, which is
+    cheaper than counting them in a hash map; only the rows of these accesses are then shuffled and compared. A sum may
+    leave 64 bits on the way to a smaller one (absurd amounts that come twice).
     Not for streams.
     """
     access = F.xxhash64(F.substring(F.col("event_id").cast("binary"), 1, ACCESS_DIGITS))  # bytes need no decoding
-    hashes = rows.select(access.alias("_access"))
+    hashes = rows.select(access.alias("_access")).repartition("_access").sortWithinPartitions("_access")
     counted = hashes.groupBy("_access").agg(F.count(F.lit(1)).alias("_rows"))
     several = counted.where(F.col("_rows") > 1).select("_access").localCheckpoint()
     suspected = rows
@@ -49,7 +50,8 @@ def _not_counting(rows: DataFrame) -> DataFrame:
     carried = Window.partitionBy("_access", "producer_id")
     moved = F.col("read_bytes") + F.col("write_bytes")
     first = same.orderBy("topic", "partition", "offset")
-    ranked = rows.withColumn("_access", F.substring("event_id", 1, ACCESS_DIGITS)).withColumns({
+    accesses = rows.withColumn("_access", F.substring("event_id", 1, ACCESS_DIGITS)).repartition("_access")
+    ranked = accesses.withColumns({
         "_rank": F.row_number().over(first),
         "_age": F.first(F.struct("end_ms", moved.alias("moved"))).over(first),
     })  # fmt: skip

@@ -69,10 +69,8 @@ TELL_S: Final = 10.0
 READERS_S: Final = 10.0
 """For how long after a rebuild the former indices stay, for searches that are under way in them."""
 
-STAGED: Final = (
-    "statistic string, key string, bin_end_ms bigint, dimensions string, `values` array<bigint>, name string"
-)
-"""gridstead.statistics.statistics as it is kept between computing and merging, by directories of ``name``."""
+STAGED: Final = "key string, bin_end_ms bigint, dimensions string, `values` array<bigint>, statistic string"
+"""gridstead.statistics.statistics as it is kept between computing and merging, by directories of ``statistic``."""
 
 SETTINGS = {
     "spark.ui.enabled": "false",
@@ -102,19 +100,20 @@ def batch_statistics(
     upto: Positions | None,
     bin_ms: int,
     max_bins: int,
-    which: tuple[str, ...] = tuple(STATISTICS),
-) -> DataFrame:
+    which: Sequence[str] = tuple(STATISTICS),
+) -> dict[str, DataFrame]:
     """Statistics of the bins that begin on these days (UTC, both included), of the archive's rows below ``upto``.
 
-    Schema as gridstead.statistics.statistics.
+    By name, each with the schema of gridstead.statistics.statistics. What comes twice is found once for all of them;
+    apart from that they are cheaper one after the other than in one pass (decision 9).
     """
     low, high = midnight_ms(first_day), midnight_ms(last_day + dt.timedelta(days=1))
     lookback = first_day - dt.timedelta(days=CLAMPED_LOOKBACK_DAYS)
     archived = read_events(spark, root, lookback, dt.date.max, upto)
     wanted = archived.where((F.col("date") >= F.lit(first_day)) | F.col("clock_clamped"))
-    computed = statistics(signed_events(wanted), which, bin_ms, max_bins)
+    signed = signed_events(wanted)
     start = F.col("bin_end_ms") - F.lit(bin_ms)
-    return computed.where((start >= low) & (start < high))
+    return {name: statistics(signed, [name], bin_ms, max_bins).where((start >= low) & (start < high)) for name in which}
 
 
 class Batch:
@@ -141,11 +140,11 @@ class Batch:
 
     def to_parquet(self, first: dt.date, last: dt.date, path: str) -> Summary:
         """Write the statistics as typed Parquet, a directory a statistic; existing ones are replaced."""
-        computed = self._compute(first, last, None).persist()
-        for name in self._which:
-            typed(computed, name).write.mode("overwrite").parquet(f"{path.rstrip('/')}/{name}")
         summary = Summary(first.isoformat(), last.isoformat(), committed_positions(self._spark, self._archive))
-        summary.merged.computed = computed.count()
+        for name, computed in self._compute(first, last, summary.positions).items():
+            url = f"{path.rstrip('/')}/{name}"
+            typed(computed, name).write.mode("overwrite").parquet(url)
+            summary.merged.computed += self._spark.read.parquet(url).count()
         return summary
 
     def merge(self, first: dt.date, last: dt.date, fresh: bool) -> Summary:
@@ -185,7 +184,7 @@ class Batch:
         """Close the client."""
         self._client.close()
 
-    def _compute(self, first: dt.date, last: dt.date, upto: Positions | None) -> DataFrame:
+    def _compute(self, first: dt.date, last: dt.date, upto: Positions) -> dict[str, DataFrame]:
         bins = max_bins(self._cfg)
         return batch_statistics(self._spark, self._archive, first, last, upto, self._bin_ms, bins, self._which)
 
@@ -204,11 +203,12 @@ class Batch:
                 )
             time.sleep(1.0)
 
-    def _stage(self, computed: DataFrame, staging: str) -> str:
+    def _stage(self, computed: Mapping[str, DataFrame], staging: str) -> str:
         """Keep the result on HDFS by statistic, ordered by bin, so that a slice of it can be read alone."""
         url = Files(self._spark, self._archive).url(staging)
-        named = computed.withColumn("name", F.col("statistic")).sortWithinPartitions("name", "bin_end_ms")
-        named.write.partitionBy("name").mode("overwrite").parquet(url)
+        for name, table in computed.items():
+            ordered = table.drop("statistic").sortWithinPartitions("bin_end_ms")
+            ordered.write.mode("overwrite").parquet(f"{url}/statistic={name}")
         return url
 
     def _merge(self, run: BatchRun, staged: str, first: dt.date, last: dt.date, summary: Summary) -> None:
@@ -216,7 +216,7 @@ class Batch:
         began = time.monotonic()
         low, high = midnight_ms(first), midnight_ms(last + dt.timedelta(days=1))
         computed = self._spark.read.schema(STAGED).parquet(staged)
-        counted = computed.groupBy("name", "bin_end_ms").count().collect()
+        counted = computed.groupBy("statistic", "bin_end_ms").count().collect()
         for name in self._which:
             counts: dict[int, int] = {}
             for day in sorted(self._store.days(run.generation, name, low, high)):
@@ -226,7 +226,7 @@ class Batch:
                 if statistic == name:
                     counts[bin_end_ms] = max(count, counts.get(bin_end_ms, 0))
             told = 0.0
-            of_name = computed.where(F.col("name") == name)
+            of_name = computed.where(F.col("statistic") == name)
             for low_end, high_end, base in _collected(of_name, slices(counts, DOCUMENTS_AT_ONCE)):
                 known = any(low_end <= bin_end_ms <= high_end for bin_end_ms in served)
                 summary.merged += merge_slice(self._store, run, name, low_end - self._bin_ms, high_end, base, known)
