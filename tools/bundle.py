@@ -283,6 +283,7 @@ def tree_of(folder: Path) -> Iterator[Path]:
 
 Builder = Callable[[str, Path, Path], None]
 COMPONENTS: dict[str, tuple[Builder, Callable[[], str], list[Path]]] = {
+    "zookeeper": (jars_only, lambda: pom_version("zookeeper"), [ARTIFACTS / "zookeeper"]),
     "hadoop": (hadoop, lambda: pom_version("hadoop"), [ARTIFACTS / "hadoop"]),
     "activemq": (jars_only, lambda: pom_version("activemq"), [ARTIFACTS / "activemq"]),
     "kafka": (jars_only, lambda: pom_version("kafka"), [ARTIFACTS / "kafka"]),

@@ -46,6 +46,7 @@ for name in names:
 SUPERVISORD = "import pathlib, sys; (pathlib.Path(sys.argv[2]).parent / 'running').touch()\n"
 NOTHING = "#!/bin/sh\nexit 0\n"
 TOY_BUNDLE = {
+    "zookeeper": {"lib/zookeeper.jar": ""},
     "hadoop": {"lib/hadoop.jar": ""},
     "spark": {"bin/spark-submit": NOTHING, "bin/spark-class": NOTHING},
     "activemq": {"lib/artemis.jar": ""},
@@ -59,7 +60,7 @@ TOY_BUNDLE = {
     },
 }
 # The task files that write a role's configuration and need no running server.
-ENTRY_POINTS = {"activemq": "install", "kafka": "install", "elasticsearch": "install", "gridstead": "main"}
+ENTRY_POINTS = {"zookeeper": "install", "activemq": "install", "kafka": "install", "elasticsearch": "install", "gridstead": "main"}
 
 
 def pack(bundle: Path, programs: Path) -> None:
@@ -100,6 +101,9 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
     unit = {**defaults_of(ROOT / "roles" / "service"), "service_name": "unit", "service_user": "someone", "service_stop_timeout": 45}
     template = {"src": str(ROOT / "roles/service/templates/systemd.j2"), "dest": f"{root}/etc/unit.service", "mode": "0644"}
     tasks.append({"name": "Render a unit of systemd", "ansible.builtin.template": template, "vars": unit})
+    for script in ("rack-of.sh", "fence-namenode.sh"):
+        template = {"src": str(ROOT / f"roles/hdfs/templates/{script}.j2"), "dest": f"{root}/etc/{script}", "mode": "0755"}
+        tasks.append({"name": f"Render {script}", "ansible.builtin.template": template})
     return [
         {
             "name": "Render every role",
@@ -114,6 +118,9 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
                 "gridstead_port_offset": 2000,
                 "gridstead_java_home": str(root / "java"),
                 "gridstead_python": str(root / "python"),
+                # what only a cluster needs, too
+                "hdfs_hosted": ["journalnode", "namenode", "zkfc", "datanode"],
+                "zookeeper_hosted": True,
             },
             # these roles have no entry point without a process; the values of defaults are the same at any precedence
             "vars_files": [str(ROOT / f"roles/{name}/defaults/main.yml") for name in ("collector", "bridge", "analytics")],

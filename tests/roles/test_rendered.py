@@ -91,6 +91,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "login.config": read_login,
     "spark-defaults.conf": read_properties,
     ".conf": read_ini,
+    ".cfg": read_properties,
 }
 
 
@@ -117,7 +118,7 @@ def test_every_file_is_valid_for_its_reader(rendered: Rendered) -> None:
         except Exception as error:
             raise AssertionError(f"{path.relative_to(rendered.root)}: {error}") from error
     owners = {path.parent.name for path in files}
-    assert {"hadoop", "spark", "activemq", "kafka", "elasticsearch", "gridstead", "clients", "programs"} <= owners
+    assert {"hadoop", "spark", "activemq", "zookeeper", "kafka", "elasticsearch", "gridstead", "clients", "programs"} <= owners
 
 
 @pytest.mark.parametrize("leftover", ["{{", "{%", "Undefined", "<<", "None"])
