@@ -9,7 +9,7 @@ module: hdfs_directory
 short_description: Directories of HDFS
 description: [Creates directories of HDFS and sets their owner and mode through WebHDFS; changes only what differs.]
 options:
-  namenodes: {description: host:port of the web address of every NameNode; the active one is asked., type: list, elements: str, required: true}
+  namenodes: {description: host:port of every NameNode's web address; the active one is asked., type: list, elements: str, required: true}
   user: {description: Superuser of HDFS., type: str, required: true}
   directories:
     description: Directories, parents first.
