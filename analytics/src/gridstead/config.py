@@ -153,6 +153,7 @@ class Stream:
     """
 
     master: str = _key("local[2]")
+    bind: str = _key("127.0.0.1")
     checkpoint: str = _key("/gridstead/checkpoints")
     archive: str = _key("/gridstead")
     trigger_s: int = _key(2, at_least=1)

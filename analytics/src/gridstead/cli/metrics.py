@@ -46,7 +46,7 @@ def stream(config: Config) -> dict[str, Any]:
     """Read the stream's counters. Raises MetricsError, also where its status page is switched off."""
     if config.stream.status_port == 0:
         raise MetricsError("the stream's status page is off (stream.status_port = 0)")
-    return fetch("127.0.0.1", config.stream.status_port)
+    return fetch(config.stream.bind, config.stream.status_port)
 
 
 def scheduler(config: Config) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class Application:
             "/health": lambda: (200 if self._status.healthy() else 503, {"healthy": self._status.healthy()}),
             "/metrics.json": lambda: (200, self._status.document()),
         }
-        return serve("127.0.0.1", port, pages)
+        return serve(self._cfg.stream.bind, port, pages)
 
     def _wait_for_servers(self) -> None:
         cfg = self._cfg
