@@ -1,4 +1,4 @@
-"""An AWS that is moto's server on loopback: it counts calls, fails where a test says so, and is all of AWS that a playbook under test can reach."""
+"""An AWS that is moto's server on loopback: counts calls, fails where a test says so, and is all that a playbook can reach."""
 
 from __future__ import annotations
 
@@ -150,7 +150,8 @@ class Aws:
 
     def client(self, service: str, region: str = "us-east-1") -> Any:
         """Return a client of the server."""
-        return boto3.client(service, region_name=region, endpoint_url=self.url, aws_access_key_id="testing", aws_secret_access_key="testing")
+        nobody = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+        return boto3.client(service, region_name=region, endpoint_url=self.url, **nobody)
 
     def cluster(self, name: str, **content: Any) -> Path:
         """Write a cluster file: small, unless told otherwise."""

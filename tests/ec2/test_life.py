@@ -1,4 +1,4 @@
-"""The life of a cluster, one step a test and in this order: errors in the middle, repair, growth, inventory, and nothing left at the end."""
+"""The life of a cluster, a step a test and in this order: errors in the middle, repair, growth, inventory, and nothing left at the end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import yaml
 
 from aws import DEBIAN, ROOT, Aws, Fault
 from census import census, names
+from gridstead_ec2 import account, desired, plan
+from gridstead_ec2 import cluster as cluster_file
 
 pytestmark = pytest.mark.timeout(280)
 BOUND = 40  # calls of an up that finds nothing to do, whatever the number of nodes; 27 were seen
@@ -183,8 +185,6 @@ def test_stop_and_start_keep_the_nodes(aws: Aws, cluster: Path) -> None:
 
 
 def test_noop_up_of_twenty_nodes_makes_no_more_calls(aws: Aws, cluster: Path) -> None:
-    from gridstead_ec2 import account, cluster as cluster_file, desired, plan
-
     content = yaml.safe_load(cluster.read_text())
     content["groups"]["worker"]["count"] = 19
     cluster.write_text(yaml.safe_dump(content))

@@ -50,6 +50,7 @@ class Account:
     """An AWS account in a region, as seen with one session."""
 
     def __init__(self, session: Any, config: Any, region: str) -> None:
+        """Make the clients."""
         self.session, self.region = session, region
         self.clients = {name: session.client(name, region_name=region, config=config) for name in ("sts", "ec2", "iam", "s3")}
 
@@ -138,9 +139,8 @@ class Account:
         if vpc and not gateways:  # one that got no tag
             gateways = self.all("describe_internet_gateways", Filters=[{"Name": "attachment.vpc-id", "Values": [vpc]}])
         state["internet_gateways"] = gateways
-        state["nat_gateways"] = [
-            gateway for gateway in self.tagged("describe_nat_gateways", cluster, vpc) if gateway["State"] in ("pending", "available", "failed")
-        ]
+        gateways = self.tagged("describe_nat_gateways", cluster, vpc)
+        state["nat_gateways"] = [gateway for gateway in gateways if gateway["State"] in ("pending", "available", "failed")]
         state["addresses"] = self.tagged("describe_addresses", cluster)
         state["volumes"] = self.tagged("describe_volumes", cluster)
         states = ({"Name": "instance-state-name", "Values": LIVING},)
@@ -148,8 +148,6 @@ class Account:
         state["instances"] = [instance for reservation in reservations for instance in reservation["Instances"]]
         key_filter = [{"Name": "key-name", "Values": [wanted["key"]["name"]]}]
         state["keys"] = self.all("describe_key_pairs", Filters=key_filter, IncludePublicKey=True)
-        template_filter = [{"Name": "launch-template-name", "Values": [f"gridstead-{cluster}-spot"]}]
-        state["templates"] = self.all("describe_launch_templates", Filters=template_filter)
         state["role"] = self.role(wanted["role"])
         state["bucket"] = self.bucket(wanted["bucket"]["name"])
         return state

@@ -75,7 +75,8 @@ def quotas(account: Account, client: Any, launch: list[dict[str, Any]], cores: d
             continue
         lines.append(f"Quota of {label} virtual cores: {limit:g}; {used[spot]} in use, {need} more wanted")
         if used[spot] + need > limit:
-            problems.append(f"the quota {code} of {label} virtual cores is {limit:g}: {used[spot]} are in use and {need} more wanted; ask for more")
+            more = f"{used[spot]} are in use and {need} more wanted; ask for more"
+            problems.append(f"the quota {code} of {label} virtual cores is {limit:g}: {more}")
     return lines, problems
 
 
@@ -99,7 +100,8 @@ def cost_lines(client: Any, wanted: dict[str, Any], region: str, table: dict[str
     if cost["unknown"]:
         lines.append(f"  not known, and not in the sum: {'; '.join(cost['unknown'])}")
     least = "at least " if cost["unknown"] else ""
-    lines.append(f"  In all {least}${cost['hour']:.2f} an hour, ${cost['month']:.2f} a month of {table['hours']} hours; stopped ${cost['stopped_month']:.2f} a month")
+    running = f"${cost['hour']:.2f} an hour, ${cost['month']:.2f} a month of {table['hours']} hours"
+    lines.append(f"  In all {least}{running}; stopped ${cost['stopped_month']:.2f} a month")
     return lines
 
 

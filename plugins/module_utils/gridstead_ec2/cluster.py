@@ -19,6 +19,7 @@ class ClusterError(Exception):
     """The cluster file cannot be used; `errors` has one sentence a fault: where, what, and what is allowed."""
 
     def __init__(self, path: str, errors: list[str]) -> None:
+        """Compose the message."""
         self.errors = errors
         count = "1 fault" if len(errors) == 1 else f"{len(errors)} faults"
         super().__init__("\n".join([f"{path} has {count}:", *(f"  {error}" for error in errors)]))

@@ -157,7 +157,6 @@ def desired(cluster: dict[str, Any], components: dict[str, Any], account: str) -
             "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}],
         },
         "bucket": {"name": bucket, "keep": cluster["bucket"]["keep"]},
-        "spot_template": f"gridstead-{name}-spot" if any(group["spot"] for group in cluster["groups"]) else "",
         "nodes": [bastion, *nodes_of(cluster, subnets)],
     }
 

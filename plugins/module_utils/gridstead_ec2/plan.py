@@ -14,8 +14,9 @@ STAGES = ("network", "access", "nodes")
 class Plan:
     """Compares, and collects what up has to do: stage by stage, and what stands in its way."""
 
-    def __init__(self, wanted: dict[str, Any], found: dict[str, Any], image: str = "", remove: bool = False) -> None:
-        self.wanted, self.found, self.image, self.remove = wanted, found, image, remove
+    def __init__(self, wanted: dict[str, Any], found: dict[str, Any], remove: bool = False) -> None:
+        """Compare."""
+        self.wanted, self.found, self.remove = wanted, found, remove
         self.cluster = wanted["tags"][CLUSTER_TAG]
         self.changes: dict[str, list[tuple[str, str]]] = {stage: [] for stage in STAGES}  # sign (+ ~ -) and text
         self.problems: list[str] = []
@@ -66,7 +67,8 @@ class Plan:
             self.problems.append(f"the networks {names} all say that they are the cluster {self.cluster}; delete or retag all but one")
         for vpc in found["vpcs"]:
             if vpc["CidrBlock"] != wanted["vpc"]["cidr"]:
-                self.problems.append(f"the network is {vpc['CidrBlock']} and cannot become {wanted['vpc']['cidr']}; correct the file, or ec2-down")
+                there, asked = vpc["CidrBlock"], wanted["vpc"]["cidr"]
+                self.problems.append(f"the network is {there} and cannot become {asked}; correct the file, or ec2-down")
         self._differ("network", "network", wanted["vpc"]["cidr"], bool(ids["vpc"]), all(map(self._tagged, found["vpcs"])))
         by_name = {name_of(subnet): subnet for subnet in found["subnets"]}
         for subnet in wanted["subnets"]:
@@ -112,7 +114,8 @@ class Plan:
                 here = group["name"] in self.ids["groups"]
                 self.regroup.append({**group, "here": here, "in": self._rules(group["in"]), "out": self._rules(group["out"])})
             if len(group["in"]) > GROUP_RULES:
-                self.problems.append(f"security group {group['name']} needs {len(group['in'])} rules of {GROUP_RULES}; join groups in the file")
+                rules = f"needs {len(group['in'])} rules of {GROUP_RULES}"
+                self.problems.append(f"security group {group['name']} {rules}; join groups in the file")
         keep = {group["name"] for group in wanted["groups"]} | {"default"}
         used = {tags_of(instance).get("gridstead-group") for instance in found["instances"]}
         for name, group in by_name.items():
@@ -122,12 +125,6 @@ class Plan:
         self._key()
         self._role()
         self._bucket()
-        template = wanted["spot_template"]
-        if template:
-            taken = found["templates"] and tags_of(found["templates"][0]).get(CLUSTER_TAG, self.cluster) != self.cluster
-            if taken:
-                self.problems.append(f"the launch template {template} belongs to something else; choose another name for the cluster")
-            self._differ("access", "launch template", template, bool(found["templates"]))
 
     def _foreign(self, tags: dict[str, str] | None) -> bool:
         """Tell whether something of our name is not ours."""
@@ -203,7 +200,8 @@ class Plan:
                     self.terminate.append(instance["InstanceId"])
                     self.changes["nodes"].append(("-", f"node {name} {instance['InstanceId']}, with its volumes"))
                 else:
-                    self.notes.append(f"{name} ({instance['InstanceId']}) is no longer in the file: drain it, then run this with EC2_REMOVE=true")
+                    node = f"{name} ({instance['InstanceId']})"
+                    self.notes.append(f"{node} is no longer in the file: drain it, then run this with EC2_REMOVE=true")
         bastion = f"{self.cluster}-bastion"
         address = next((address for address in self.found["addresses"] if name_of(address) == bastion), None)
         if address is None or not address.get("InstanceId") or address["InstanceId"] != self.ids["nodes"].get(bastion):
@@ -216,13 +214,6 @@ class Plan:
             address = f"{head}.{int(last) + 1}"
         taken.add(address)
         node = {**node, "address": address, "tags": self._tags_for(node), "security_group": f"{self.cluster}-{node['group']}"}
-        node["block_devices"] = [
-            {
-                "device_name": volume["device"],
-                "ebs": {"volume_size": volume["size"], "volume_type": volume["type"], "encrypted": True, "delete_on_termination": True},
-            }
-            for volume in node["volumes"]
-        ]
         self.launch.append(node)
         size = sum(volume["size"] for volume in node["volumes"])
         kind = f"{node['type']}{' spot' if node['spot'] else ''}"
@@ -244,9 +235,8 @@ class Plan:
         asked = {"type": node["type"], "spot": node["spot"], "volumes": len(node["volumes"])}
         differs = [f"{what} {there[what]} instead of {asked[what]}" for what in ("type", "volumes") if there[what] != asked[what]]
         if differs:
-            self.notes.append(
-                f"{node['name']} has {' and '.join(differs)}: up leaves it; drain and terminate {identity}, and the next up makes it as the file says"
-            )
+            advice = f"up leaves it; drain and terminate {identity}, and the next up makes it as the file says"
+            self.notes.append(f"{node['name']} has {' and '.join(differs)}: {advice}")
 
     def stages(self) -> list[str]:
         """Return the stages that have something to do."""
@@ -303,11 +293,6 @@ def rubble(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, list[dict
         "subnets": [entry(s["SubnetId"], name_of(s), cidr=s["CidrBlock"], vpc=s["VpcId"]) for s in found["subnets"]],
         "vpcs": [entry(vpc["VpcId"], cluster, cidr=vpc["CidrBlock"]) for vpc in found["vpcs"]],
         "volumes": [entry(volume["VolumeId"]) for volume in found["volumes"] if not volume["Attachments"]],
-        "templates": [
-            entry(t["LaunchTemplateId"], t["LaunchTemplateName"])
-            for t in found["templates"]
-            if tags_of(t).get(CLUSTER_TAG, cluster) == cluster
-        ],
         "keys": [entry(key["KeyPairId"], key["KeyName"]) for key in keys if tags_of(key).get(CLUSTER_TAG) == cluster],
         "roles": [entry(wanted["role"])] if mine else [],
         "buckets": [] if kept else [entry(wanted["bucket"]["name"], objects=bucket["objects"])],
@@ -317,7 +302,7 @@ def rubble(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, list[dict
 def rubble_lines(parts: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Tell what down removes."""
     names = {"vpcs": "network", "nat_gateways": "NAT gateway", "endpoints": "gateway to S3", "addresses": "public address"}
-    names |= {"groups": "security group", "keys": "key pair", "roles": "IAM role and instance profile", "templates": "launch template"}
+    names |= {"groups": "security group", "keys": "key pair", "roles": "IAM role and instance profile"}
     lines = []
     for kind, entries in parts.items():
         for entry in entries:
