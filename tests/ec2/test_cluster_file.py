@@ -184,13 +184,16 @@ def test_every_component_that_uses_a_port_is_known() -> None:
 
 def test_every_port_of_the_appliance_has_its_users() -> None:
     ports = yaml.safe_load((ROOT / "roles/common/defaults/main/ports.yml").read_text())["gridstead_base_ports"]
-    defaults = "".join(path.read_text() for path in ROOT.glob("roles/*/defaults/main.yml"))
-    key_of = dict(re.findall(r"^(\w+_port): \"{{ gridstead_ports\.(\w+) }}\"", defaults, re.MULTILINE))
+    dependencies = {entry["role"] for entry in yaml.safe_load((ROOT / "roles/ec2/meta/main.yml").read_text())["dependencies"]}
+    key_of, home_of = {}, {}
+    for path in ROOT.glob("roles/*/defaults/main.yml"):
+        for variable, key in re.findall(r'^(\w+_port): "{{ gridstead_ports\.(\w+) }}"', path.read_text(), re.MULTILINE):
+            key_of[variable], home_of[variable] = key, path.parents[1].name
     entries = [port.get("port", "") for component in VARS["ec2_components"].values() for port in component["ports"]]
-    named = {re.sub(r"\W*(\w+).*", r"\1", entry) for entry in entries if entry}
-    optional = {re.sub(r"\W*(\w+).*", r"\1", entry) for entry in entries if "default(none)" in entry}
-    assert named - optional <= set(key_of), "a port of no role"
-    assert {key_of[name] for name in named & set(key_of)} == set(ports), "say in roles/ec2/vars/main.yml who uses these ports"
+    named = {re.sub(r"\W*(\w+).*", r"\1", entry): "default(none)" in entry for entry in entries if entry}
+    assert [name for name, later in named.items() if name not in key_of and not later] == [], "ports of no role"
+    assert {key_of[name] for name in named if name in key_of} == set(ports), "say in roles/ec2/vars/main.yml who uses these ports"
+    assert {home_of[name] for name in named if name in key_of} == dependencies, "the role ec2 depends on the roles whose ports it names"
 
 
 def test_prices_by_the_api_where_it_answers(aws: Aws, tmp_path: Path) -> None:

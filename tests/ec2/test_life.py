@@ -127,13 +127,16 @@ def test_nodes_are_as_safe_as_told(aws: Aws, cluster: Path) -> None:
 
 
 def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
-    tool = shutil.which("ansible-inventory", path=aws.environment["PATH"])
-    assert tool
-    environment = {**aws.environment, "CLUSTER": str(cluster)}
-    command = [tool, "-i", str(ROOT / "inventories/ec2"), "--list"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    inventory = json.loads(done.stdout)
+    def ask(tool: str, *arguments: str) -> str:
+        program = shutil.which(tool, path=aws.environment["PATH"])
+        assert program
+        command = [program, "-i", str(ROOT / "inventories/ec2"), *arguments]
+        environment = {**aws.environment, "CLUSTER": str(cluster)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    inventory = json.loads(ask("ansible-inventory", "--list"), object_hook=lambda value: value.get("__ansible_unsafe", value))
     assert inventory["masters"]["hosts"] == ["life-master-1"]
     assert sorted(inventory["workers"]["hosts"]) == ["life-worker-1", "life-worker-2"]
     hosts = inventory["_meta"]["hostvars"]
@@ -142,8 +145,12 @@ def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
     for name, variables in hosts.items():
         assert variables["ansible_host"] == variables["gridstead_address"] == instances[name]["PrivateIpAddress"]
         assert variables["gridstead_rack"] == "/" + instances[name]["Placement"]["AvailabilityZone"]
-        assert variables["ec2_bastion"] == instances["life-bastion"]["PublicIpAddress"]
-    assert (hosts["life-worker-1"]["ec2_disks"], hosts["life-master-1"]["ec2_disks"]) == (1, 0)
+    said = "ssh {{ ansible_ssh_common_args }} disks {{ hdfs_datanode_dirs }} name {{ gridstead_name }}"
+    told = ask("ansible", "life-worker-1", "-m", "ansible.builtin.debug", "-a", f"msg={json.dumps(said)}", "-e", "gridstead_data_dir=/d")
+    worker, bastion = instances["life-worker-1"]["InstanceId"], instances["life-bastion"]["PublicIpAddress"]
+    assert f"HostKeyAlias={worker}" in told
+    assert f"-W %h:%p admin@{bastion}" in told
+    assert "disks ['/data/1/hdfs'] name life" in told
 
 
 def test_up_replaces_what_died_and_touches_nothing_else(aws: Aws, cluster: Path) -> None:

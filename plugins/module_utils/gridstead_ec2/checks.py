@@ -115,7 +115,9 @@ def all_checks(
 ) -> dict[str, Any]:
     """Make all checks; return the image, the lines to show, and what stands in the way."""
     quick = botocore.config.Config(retries={"mode": "standard", "max_attempts": 2}, connect_timeout=5, read_timeout=20)
-    lines, problems, image = [], [], ""
+    lines: list[str] = []
+    problems: list[str] = []
+    image = ""
     if launch:
         image, wrong = image_of(account, cluster, default_image)
         cores, missing = types_of(account, wanted)

@@ -58,7 +58,7 @@ def text(pattern: str, allowed: str) -> Check:
     return Check(allowed, read)
 
 
-def number(least: float, most: float, kind: type = int) -> Check:
+def number(least: float, most: float, kind: type[int] | type[float] = int) -> Check:
     """Allow a number within bounds."""
 
     def read(value: Any) -> float:
@@ -164,8 +164,6 @@ VOLUME = mapping({"size": (number(1, 16384), REQUIRED), "type": (choice("gp3", "
 
 def group_check(inventory: list[str]) -> Callable[[Any, str, list[str]], Any]:
     """Check one group of nodes."""
-    volumes: Callable[[Any, str, list[str]], Any]
-
     def volumes(value: Any, where: str, errors: list[str]) -> Any:
         if not isinstance(value, list) or len(value) > 12:
             errors.append(f"{where}: {value!r} is not a list of at most 12 volumes, each with size (GiB) and type")
