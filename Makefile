@@ -12,7 +12,7 @@ PLAYBOOK = ansible-playbook -i $(INVENTORY)
 PYTEST = python -m pytest --junit-xml=build/$@.xml
 
 help: ## What there is
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  Settings: GRIDSTEAD_ROOT (now %s), GRIDSTEAD_PORT_OFFSET (0, 1000, 2000 or 3000),\n  GRIDSTEAD_SIZE (small, medium, large), GRIDSTEAD_BUNDLE, INVENTORY.\n' '$(GRIDSTEAD_ROOT)'
 
 up: bundle ## Install and start everything on this machine, run the main job, show the answer
@@ -56,6 +56,24 @@ bench: test-environment ## Measure on the running appliance, over an hour; write
 	@$(BENCH)/bench_ingest.py --output build/bench
 	@echo 'Next: tools/figures.py add build/bench/FILE… puts results into docs/reference/figures.md'
 
+EC2 = ANSIBLE_DISPLAY_OK_HOSTS=true CLUSTER=$(abspath $(or $(CLUSTER),$(error say which: make $@ CLUSTER=clusters/small.yml))) \
+	ansible-playbook -i localhost,
+
+ec2-plan: bootstrap ## What ec2-up would do to the cluster of CLUSTER=FILE in the AWS account, and the price
+	@$(EC2) playbooks/ec2-plan.yml
+
+ec2-up: bootstrap ## Make the cluster of CLUSTER=FILE, or make it whole, after asking
+	@$(EC2) playbooks/ec2-up.yml
+
+ec2-stop: bootstrap ## Stop the nodes of CLUSTER=FILE; what is on their volumes stays
+	@$(EC2) playbooks/ec2-stop.yml
+
+ec2-start: bootstrap ## Start them again
+	@$(EC2) playbooks/ec2-start.yml
+
+ec2-down: bootstrap ## Remove the cluster of CLUSTER=FILE with its data, after asking for its name
+	@$(EC2) playbooks/ec2-down.yml
+
 test-environment: bundle
 	@tools/test-environment.sh
 
@@ -81,4 +99,4 @@ docs: test-environment ## Write the roles' READMEs and the data dictionary anew
 lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in
 	@tools/lock.sh
 
-.PHONY: help up bundle bootstrap down clean status report replay smoke bench test-environment lint test test-all docs lock
+.PHONY: ec2-plan ec2-up ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment lint test test-all docs lock
