@@ -56,8 +56,9 @@ bench: test-environment ## Measure on the running appliance, over an hour; write
 	@$(BENCH)/bench_ingest.py --output build/bench
 	@echo 'Next: tools/figures.py add build/bench/FILE… puts results into docs/reference/figures.md'
 
-EC2 = ANSIBLE_DISPLAY_OK_HOSTS=true CLUSTER=$(abspath $(or $(CLUSTER),$(error say which: make $@ CLUSTER=clusters/small.yml))) \
-	ansible-playbook -i localhost,
+EC2 = ANSIBLE_DISPLAY_OK_HOSTS=true ANSIBLE_LOCALHOST_WARNING=false \
+	CLUSTER=$(abspath $(or $(CLUSTER),$(error say which: make $@ CLUSTER=clusters/small.yml))) \
+	ansible-playbook -i inventories/ec2/control.yml
 
 ec2-plan: bootstrap ## What ec2-up would do to the cluster of CLUSTER=FILE in the AWS account, and the price
 	@$(EC2) playbooks/ec2-plan.yml
@@ -81,7 +82,7 @@ lint: test-environment ## Every linter
 	ruff check .
 	yamllint --strict .
 	ansible-lint --offline
-	shellcheck .ci/run tools/*.sh tests/lab/*.sh
+	shellcheck .ci/run tools/*.sh tests/lab/*.sh roles/*/files/*.sh
 	mypy
 
 test: lint ## Every test that fits this machine's time: unit, roles, integration, faults

@@ -41,6 +41,7 @@ cluster: {description: The cluster file with its defaults., type: dict, returned
 wanted: {description: What the file asks for., type: dict, returned: always}
 ids: {description: Ids of what is there by name., type: dict, returned: up}
 stages: {description: Stages that have something to do., type: list, returned: up}
+kinds: {description: Kinds of what differs., type: list, returned: up}
 text: {description: The plan in words., type: list, returned: always}
 problems: {description: What stands in the way., type: list, returned: always}
 account: {description: Number of the account., type: str, returned: always}
@@ -76,15 +77,18 @@ def up(account, cluster, wanted, found, parameters):
         plan.problems += result["problems"]
         lines += result["lines"]
     stages = plan.stages()
+    running = [i for i in found["instances"] if i["State"]["Name"] in ("pending", "running")]
     return {
         "ids": plan.ids,
         "stages": stages,
+        "kinds": plan.kinds,
         "text": lines,
         "problems": plan.problems,
         "done": not stages and not plan.busy,
         "settled": not plan.busy and all(text == BASTION_WAITS for stage in stages for _, text in plan.changes[stage]),
         "bastion_waits": ("~", BASTION_WAITS) in plan.changes["nodes"],
-        "running": [i["InstanceId"] for i in found["instances"] if i["State"]["Name"] in ("pending", "running")],
+        "running": [i["InstanceId"] for i in running if i.get("InstanceLifecycle") != "spot"],
+        "running_spot": [i["InstanceId"] for i in running if i.get("InstanceLifecycle") == "spot"],
         "image": image,
         "regroup": plan.regroup,
         "launch": plan.launch,

@@ -50,6 +50,9 @@ except ImportError:  # told below
     boto3 = None
 
 
+AGAIN = ("RequestLimitExceeded", "Throttling", "Unavailable", "InternalError", "iamInstanceProfile")
+
+
 def request(node, parameters):
     """Return the arguments of RunInstances for a node."""
     tags = [{"Key": key, "Value": value} for key, value in sorted(node["tags"].items())]
@@ -89,13 +92,13 @@ def request(node, parameters):
 
 
 def launch(client, arguments, tries=12):
-    """Launch one instance; wait for an instance profile that was made a moment ago."""
+    """Launch one instance; try again where that helps: after too many calls, or with an instance profile that was made a moment ago."""
     while True:
         try:
             return client.run_instances(**arguments)["Instances"][0]["InstanceId"]
         except botocore.exceptions.ClientError as error:
             tries -= 1
-            if "iamInstanceProfile" not in str(error) or not tries:
+            if not tries or not any(mark in str(error) for mark in AGAIN):
                 raise
             time.sleep(5)
 
@@ -120,7 +123,7 @@ def main():
     nodes = module.params["nodes"]
     if module.check_mode:
         module.exit_json(changed=bool(nodes), launched={})
-    config = botocore.config.Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=10, read_timeout=60)
+    config = botocore.config.Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60)
     launched, failed = {}, []
     try:
         client = boto3.Session().client("ec2", region_name=module.params["region"], config=config)

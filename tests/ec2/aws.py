@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 ROOT = Path(__file__).resolve().parents[2]
-ACCOUNT = "123456789012"  # moto's
+INVENTORY = ROOT / "inventories/ec2/control.yml"
 DEBIAN = {
     "ami_id": "ami-0debd1a0000000012",
     "name": "debian-12-amd64-20261101-2289",
@@ -148,10 +148,10 @@ class Aws:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
-    def client(self, service: str, region: str = "us-east-1") -> Any:
-        """Return a client of the server."""
+    def client(self, service: str, region_name: str = "us-east-1", config: Any = None) -> Any:
+        """Return a client of the server, as a session of boto3 does."""
         nobody = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-        return boto3.client(service, region_name=region, endpoint_url=self.url, **nobody)
+        return boto3.client(service, region_name=region_name, config=config, endpoint_url=self.url, **nobody)
 
     def cluster(self, name: str, **content: Any) -> Path:
         """Write a cluster file: small, unless told otherwise."""
@@ -174,12 +174,12 @@ class Aws:
         path.write_text(yaml.safe_dump({**default, **content}, sort_keys=False))
         return path
 
-    def play(self, verb: str, cluster: Path, confirm: str = "", **variables: Any) -> Run:
+    def play(self, verb: str, cluster: Path, confirm: str = "", inventory: Path = INVENTORY, **variables: Any) -> Run:
         """Run a playbook on a cluster file."""
         ansible = shutil.which("ansible-playbook", path=self.environment["PATH"])
         assert ansible
         quick = {"ec2_poll_s": 1, "ec2_wait_s": 60, **variables}
-        command = [ansible, "-i", "localhost,", str(ROOT / "playbooks" / f"ec2-{verb}.yml"), "-e", json.dumps(quick)]
+        command = [ansible, "-i", str(inventory), str(ROOT / "playbooks" / f"ec2-{verb}.yml"), "-e", json.dumps(quick)]
         self.calls.clear()
         started = time.monotonic()
         environment = {**self.environment, "CLUSTER": str(cluster), "CONFIRM": confirm}

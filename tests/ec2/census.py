@@ -49,3 +49,10 @@ def census(aws: Aws) -> dict[str, dict[str, Any]]:
 def names(found: dict[str, dict[str, Any]]) -> dict[str, set[str]]:
     """Return only the ids."""
     return {kind: set(resources) for kind, resources in found.items()}
+
+
+def nodes(aws: Aws, cluster: str, state: str = "running") -> dict[str, dict[str, Any]]:
+    """Return the instances of a cluster in a state, by name."""
+    filters = [{"Name": "instance-state-name", "Values": [state]}, {"Name": "tag:gridstead-cluster", "Values": [cluster]}]
+    reservations = aws.client("ec2").describe_instances(Filters=filters)["Reservations"]
+    return {tag["Value"]: i for r in reservations for i in r["Instances"] for tag in i["Tags"] if tag["Key"] == "Name"}

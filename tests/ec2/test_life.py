@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
 from aws import DEBIAN, ROOT, Aws, Fault
-from census import census, names
+from census import census, names, nodes
 from gridstead_ec2 import account, desired, plan
 from gridstead_ec2 import cluster as cluster_file
 
@@ -27,14 +29,17 @@ def cluster(aws: Aws) -> Path:
     return aws.cluster("life", bucket={"name": "life-archive-of-a-test"}, tags={"project": "grid"})
 
 
-def nodes(aws: Aws, state: str = "running") -> dict[str, dict[str, Any]]:
-    """Return the instances in a state, by name."""
-    filters = [{"Name": "instance-state-name", "Values": [state]}, {"Name": "tag:gridstead-cluster", "Values": ["life"]}]
-    reservations = aws.client("ec2").describe_instances(Filters=filters)["Reservations"]
-    return {tag["Value"]: i for r in reservations for i in r["Instances"] for tag in i["Tags"] if tag["Key"] == "Name"}
+def load_module(name: str) -> ModuleType:
+    """Load an Ansible module as Python."""
+    specification = spec_from_file_location(name, ROOT / "library" / f"{name}.py")
+    assert specification
+    assert specification.loader
+    module = module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
-def test_nothing_is_made_unasked_or_where_a_name_is_taken(aws: Aws, cluster: Path) -> None:
+def test_nothing_is_made_where_a_name_is_taken(aws: Aws, cluster: Path) -> None:
     STATE["before"] = names(census(aws))
     aws.client("s3").create_bucket(Bucket="life-archive-of-a-test")
     aws.client("s3").put_object(Bucket="life-archive-of-a-test", Key="precious", Body=b"1")
@@ -44,10 +49,6 @@ def test_nothing_is_made_unasked_or_where_a_name_is_taken(aws: Aws, cluster: Pat
     assert not taken.writes
     aws.client("s3").delete_object(Bucket="life-archive-of-a-test", Key="precious")
     aws.client("s3").delete_bucket(Bucket="life-archive-of-a-test")
-    unasked = aws.play("up", cluster, confirm="another")
-    assert unasked.code != 0
-    assert "Nothing was changed. To go on without being asked, set CONFIRM=life" in unasked.output
-    assert not unasked.writes
     assert names(census(aws)) == STATE["before"]
 
 
@@ -58,7 +59,7 @@ def test_up_survives_throttling_and_tells_of_no_capacity(aws: Aws, cluster: Path
     assert run.code != 0
     assert "InsufficientInstanceCapacity" in run.output
     assert "no such instance free in this zone now" in " ".join(run.output.split())
-    assert set(nodes(aws)) == {"life-bastion", "life-master-1"}
+    assert set(nodes(aws, "life")) == {"life-bastion", "life-master-1"}
     assert aws.faults[0].seen > 1
     aws.faults.clear()
 
@@ -66,7 +67,7 @@ def test_up_survives_throttling_and_tells_of_no_capacity(aws: Aws, cluster: Path
 def test_up_goes_on_where_it_stopped(aws: Aws, cluster: Path) -> None:
     before = census(aws)
     run = aws.up(cluster)
-    assert set(nodes(aws)) == {"life-bastion", "life-master-1", "life-worker-1", "life-worker-2"}
+    assert set(nodes(aws, "life")) == {"life-bastion", "life-master-1", "life-worker-1", "life-worker-2"}
     assert run.calls["RunInstances"] == 2
     assert set(run.writes) <= {"RunInstances", "AssociateAddress"}
     after = census(aws)
@@ -101,7 +102,7 @@ def test_second_up_changes_nothing(aws: Aws, cluster: Path) -> None:
 
 def test_nodes_are_as_safe_as_told(aws: Aws, cluster: Path) -> None:
     ec2 = aws.client("ec2")
-    found = nodes(aws)
+    found = nodes(aws, "life")
     for instance in found.values():
         assert instance["MetadataOptions"]["HttpTokens"] == "required"
         assert instance["ImageId"] == DEBIAN["ami_id"]
@@ -141,7 +142,7 @@ def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
     assert sorted(inventory["workers"]["hosts"]) == ["life-worker-1", "life-worker-2"]
     hosts = inventory["_meta"]["hostvars"]
     assert set(hosts) == {"life-master-1", "life-worker-1", "life-worker-2"}
-    instances = nodes(aws)
+    instances = nodes(aws, "life")
     for name, variables in hosts.items():
         assert variables["ansible_host"] == variables["gridstead_address"] == instances[name]["PrivateIpAddress"]
         assert variables["gridstead_rack"] == "/" + instances[name]["Placement"]["AvailabilityZone"]
@@ -154,12 +155,12 @@ def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
 
 
 def test_up_replaces_what_died_and_touches_nothing_else(aws: Aws, cluster: Path) -> None:
-    before = nodes(aws)
+    before = nodes(aws, "life")
     lost = before["life-worker-1"]
     aws.client("ec2").terminate_instances(InstanceIds=[lost["InstanceId"]])
     run = aws.up(cluster)
     assert dict(run.writes) == {"RunInstances": 1}
-    after = nodes(aws)
+    after = nodes(aws, "life")
     new = after.pop("life-worker-1")
     assert new["InstanceId"] != lost["InstanceId"]
     assert new["PrivateIpAddress"] == lost["PrivateIpAddress"]
@@ -167,81 +168,26 @@ def test_up_replaces_what_died_and_touches_nothing_else(aws: Aws, cluster: Path)
     assert after == before
 
 
-def test_up_corrects_what_somebody_changed(aws: Aws, cluster: Path) -> None:
-    ec2 = aws.client("ec2")
-    group = ec2.describe_security_groups(Filters=[{"Name": "group-name", "Values": ["life-worker"]}])["SecurityGroups"][0]["GroupId"]
-    everyone = [{"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
-    ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=everyone)
-    plan = aws.play("plan", cluster)
-    assert "~ security group life-worker" in plan.output
-    assert not plan.writes
-    run = aws.up(cluster)
-    assert set(run.writes) == {"RevokeSecurityGroupIngress"}
-
-
-def test_stop_and_start_keep_the_nodes(aws: Aws, cluster: Path) -> None:
-    before = nodes(aws)
-    assert aws.play("stop", cluster).code == 0
-    assert not nodes(aws)
-    assert set(nodes(aws, "stopped")) == set(before)
-    assert aws.play("start", cluster).code == 0
-    after = nodes(aws)
-    identity = {name: (instance["InstanceId"], instance["PrivateIpAddress"]) for name, instance in before.items()}
-    assert {name: (instance["InstanceId"], instance["PrivateIpAddress"]) for name, instance in after.items()} == identity
-    assert after["life-bastion"]["PublicIpAddress"] == before["life-bastion"]["PublicIpAddress"]
-
-
 def test_noop_up_of_twenty_nodes_makes_no_more_calls(aws: Aws, cluster: Path) -> None:
     content = yaml.safe_load(cluster.read_text())
     content["groups"]["worker"]["count"] = 19
     cluster.write_text(yaml.safe_dump(content))
-    variables = yaml.safe_load((ROOT / "roles/ec2/vars/main.yml").read_text())
     read = cluster_file.load(str(cluster), ["masters", "workers"])
     wanted = desired.desired(read, {}, "123456789012")
-    here = account.Account.__new__(account.Account)
-    here.session, here.region = None, "us-east-1"
-    here.clients = {name: aws.client(name) for name in ("sts", "ec2", "iam", "s3")}
-    missing = plan.Plan(wanted, here.found(wanted)).launch
-    assert len(missing) == 17
-    assert variables["ec2_prices"]
+    here = account.Account(aws, None, "us-east-1")
+    plans = plan.Plan(wanted, here.found(wanted))
+    assert len(plans.launch) == 17
+    module = load_module("gridstead_ec2_nodes")
     ec2 = aws.client("ec2")
-    groups = {g["GroupName"]: g["GroupId"] for g in ec2.describe_security_groups()["SecurityGroups"]}
-    subnets = {t["Value"]: s["SubnetId"] for s in ec2.describe_subnets()["Subnets"] for t in s.get("Tags", []) if t["Key"] == "Name"}
-    for node in missing:  # as the module does, but fast
-        tags = [{"Key": key, "Value": value} for key, value in node["tags"].items()]
-        ec2.run_instances(
-            ImageId=DEBIAN["ami_id"],
-            MinCount=1,
-            MaxCount=1,
-            InstanceType=node["type"],
-            SubnetId=subnets[node["subnet"]],
-            PrivateIpAddress=node["address"],
-            SecurityGroupIds=[groups[node["security_group"]]],
-            BlockDeviceMappings=[{"DeviceName": v["device"], "Ebs": {"VolumeSize": v["size"], "Encrypted": True}} for v in node["volumes"]],
-            TagSpecifications=[{"ResourceType": "instance", "Tags": tags}, {"ResourceType": "volume", "Tags": tags}],
-        )
+    parameters = {"image": DEBIAN["ami_id"], "key": "gridstead-life", "profile": "gridstead-life-us-east-1", "user_data": "", **plans.ids}
+    for node in plans.launch:  # as a playbook does, but all in this process
+        module.launch(ec2, module.request(node, parameters))
     run = aws.up(cluster)
-    assert len(nodes(aws)) == 21
+    assert len(nodes(aws, "life")) == 21
     assert run.changed == 0
     assert not run.writes
     print("calls of a no-op up of 20 nodes and the bastion:", sum(run.calls.values()))
     assert sum(run.calls.values()) <= BOUND
-
-
-def test_nodes_that_left_the_file_stay_until_told(aws: Aws, cluster: Path) -> None:
-    run = aws.up(cluster)
-    assert not run.writes
-    assert len(nodes(aws)) == 21
-    removed = aws.up(cluster, ec2_remove=True)
-    assert set(removed.writes) == {"TerminateInstances"}
-    assert set(nodes(aws)) == {"life-bastion", "life-master-1", "life-worker-1", "life-worker-2"}
-
-
-def test_down_wants_the_name(aws: Aws, cluster: Path) -> None:
-    run = aws.play("down", cluster, confirm="yes")
-    assert run.code != 0
-    assert "Nothing was changed" in run.output
-    assert not run.writes
 
 
 def test_down_goes_on_after_credentials_expired(aws: Aws, cluster: Path) -> None:
@@ -250,7 +196,7 @@ def test_down_goes_on_after_credentials_expired(aws: Aws, cluster: Path) -> None
     run = aws.play("down", cluster, confirm="life")
     assert run.code != 0
     assert "The credentials are not valid, or no longer" in " ".join(run.output.split())
-    assert not nodes(aws)
+    assert not nodes(aws, "life")
     aws.faults.clear()
 
 

@@ -164,6 +164,7 @@ VOLUME = mapping({"size": (number(1, 16384), REQUIRED), "type": (choice("gp3", "
 
 def group_check(inventory: list[str]) -> Callable[[Any, str, list[str]], Any]:
     """Check one group of nodes."""
+
     def volumes(value: Any, where: str, errors: list[str]) -> Any:
         if not isinstance(value, list) or len(value) > 12:
             errors.append(f"{where}: {value!r} is not a list of at most 12 volumes, each with size (GiB) and type")

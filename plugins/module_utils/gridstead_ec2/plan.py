@@ -19,6 +19,7 @@ class Plan:
         self.wanted, self.found, self.remove = wanted, found, remove
         self.cluster = wanted["tags"][CLUSTER_TAG]
         self.changes: dict[str, list[tuple[str, str]]] = {stage: [] for stage in STAGES}  # sign (+ ~ -) and text
+        self.kinds: list[str] = []  # of what differs
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.ids = self._ids()
@@ -51,6 +52,8 @@ class Plan:
 
     def _differ(self, stage: str, kind: str, name: str, here: bool, same: bool = True, what: str = "") -> None:
         """Note that a thing is missing or another than wanted."""
+        if not (here and same):
+            self.kinds.append(kind)
         if not here:
             self.changes[stage].append(("+", f"{kind} {name}{what}"))
         elif not same:
@@ -164,7 +167,7 @@ class Plan:
         name, there = self.wanted["bucket"]["name"], self.found["bucket"]
         if there and there["foreign"]:
             self.problems.append(f"the bucket {name} belongs to another account; set bucket.name to a name that nobody has")
-        elif there and self._foreign(there["tags"]) and (there["tags"] or there["objects"]):
+        elif there and not ours_or_unfinished(there, self.cluster):
             self.problems.append(f"the bucket {name} is there and not this cluster's; set bucket.name to another")
         else:
             same = bool(there) and not self._foreign((there or {})["tags"])
@@ -253,6 +256,13 @@ class Plan:
         return text + [f"Note: {note}" for note in self.notes] + [f"Waiting: {wait}" for wait in self.busy]
 
 
+def ours_or_unfinished(bucket: dict[str, Any], cluster: str) -> bool:
+    """Tell whether a bucket has the cluster's tag, or is as an up leaves it that was stopped before the tag: without tags and empty."""
+    if bucket["foreign"]:
+        return False
+    return bool((bucket["tags"] or {}).get(CLUSTER_TAG) == cluster or not (bucket["tags"] or bucket["objects"]))
+
+
 def rubble(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Return all that down removes, by kind, in the order of removal; each with id, name and what the module needs."""
     cluster = wanted["tags"][CLUSTER_TAG]
@@ -262,7 +272,7 @@ def rubble(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, list[dict
 
     ours = [i for i in found["instances"] if i["State"]["Name"] in LIVING]
     role, bucket, keys = found["role"], found["bucket"], found["keys"]
-    kept = wanted["bucket"]["keep"] or not bucket or bucket["foreign"] or (bucket["tags"] or {}).get(CLUSTER_TAG) != cluster
+    kept = wanted["bucket"]["keep"] or not bucket or not ours_or_unfinished(bucket, cluster)
     mine = role and (role["tags"] is None or role["tags"].get(CLUSTER_TAG) == cluster)
     return {
         "instances": [entry(i["InstanceId"], name_of(i)) for i in ours],
