@@ -29,7 +29,7 @@ def components() -> dict[str, Any]:
         },
         "kafka": {
             "group": "masters",
-            "ports": [{"port": 9092, "from": ["gateway"]}, {"port": 9093, "from": ["kafka"]}, {"port": None, "from": []}],
+            "ports": [{"port": 9092, "from": ["gateway"]}, {"port": 9093, "from": ["kafka"]}],
         },
         "gateway": {"group": "workers", "ports": [{"port": 9940, "proto": "udp", "from": ["producers"]}]},
     }
@@ -176,8 +176,9 @@ def test_neighbouring_ports_are_one_rule() -> None:
 
 def test_every_component_that_uses_a_port_is_known() -> None:
     known = {*VARS["ec2_components"], "cluster", "producers"}
+    placement = yaml.safe_load((ROOT / "roles/common/defaults/main/placement.yml").read_text())
+    assert {name: component["group"] for name, component in VARS["ec2_components"].items()} == placement["gridstead_default_groups"]
     for name, component in VARS["ec2_components"].items():
-        assert component["group"] in ("masters", "workers"), name
         for port in component["ports"]:
             assert set(port["from"]) <= known, name
 
@@ -189,11 +190,11 @@ def test_every_port_of_the_appliance_has_its_users() -> None:
     for path in ROOT.glob("roles/*/defaults/main.yml"):
         for variable, key in re.findall(r'^(\w+_port): "{{ gridstead_ports\.(\w+) }}"', path.read_text(), re.MULTILINE):
             key_of[variable], home_of[variable] = key, path.parents[1].name
-    entries = [port.get("port", "") for component in VARS["ec2_components"].values() for port in component["ports"]]
-    named = {re.sub(r"\W*(\w+).*", r"\1", entry): "default(none)" in entry for entry in entries if entry}
-    assert [name for name, later in named.items() if name not in key_of and not later] == [], "ports of no role"
-    assert {key_of[name] for name in named if name in key_of} == set(ports), "say in roles/ec2/vars/main.yml who uses these ports"
-    assert {home_of[name] for name in named if name in key_of} == dependencies, "the role ec2 depends on the roles whose ports it names"
+    entries = [port.get("port", 22) for component in VARS["ec2_components"].values() for port in component["ports"]]
+    named = {entry.strip("{} ") for entry in entries if entry != 22}
+    assert named <= set(key_of), "ports of no role"
+    assert {key_of[name] for name in named} == set(ports), "say in roles/ec2/vars/main.yml who uses these ports"
+    assert {home_of[name] for name in named} == dependencies, "the role ec2 depends on the roles whose ports it names"
 
 
 def test_prices_by_the_api_where_it_answers(aws: Aws, tmp_path: Path) -> None:

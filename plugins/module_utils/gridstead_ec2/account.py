@@ -139,7 +139,7 @@ class Account:
         if vpc and not gateways:  # one that got no tag
             gateways = self.all("describe_internet_gateways", Filters=[{"Name": "attachment.vpc-id", "Values": [vpc]}])
         state["internet_gateways"] = gateways
-        gateways = self.tagged("describe_nat_gateways", cluster, vpc)
+        gateways = self.tagged("describe_nat_gateways", cluster, vpc) if vpc else []
         state["nat_gateways"] = [gateway for gateway in gateways if gateway["State"] in ("pending", "available", "failed")]
         state["addresses"] = self.tagged("describe_addresses", cluster)
         state["volumes"] = self.tagged("describe_volumes", cluster)

@@ -37,8 +37,6 @@ def rules_in(cluster: dict[str, Any], components: dict[str, Any]) -> dict[str, l
     for component, entry in components.items():
         for port in entry["ports"]:
             first, last = port.get("range") or (port["port"], port["port"])
-            if not first:  # a port of a later release
-                continue
             sources: list[str] = []
             for user in port["from"]:
                 if user == "cluster":
