@@ -244,6 +244,7 @@ def simulated(cluster: Cluster, directory: Path, case: int) -> tuple[str, Statis
     command = cluster.hosts.command("exec", GATEWAY, "--", "sh", "-c", f"cat > {path}")
     subprocess.run(command, input="".join(json.dumps(record) + "\n" for record in records), text=True, check=True, timeout=60)
     keys = directory / "keys"
+    keys.touch(mode=0o600)
     keys.write_text(cluster.on(GATEWAY, "cat /etc/gridstead/pseudonyms/keys"))
     pseudonyms = Pseudonyms(keys)
     events = [pseudonyms.protect(sources.normalise(record, received_ms=int(time.time() * 1000))) for record in records]
