@@ -93,6 +93,9 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
     for name, entry in ENTRY_POINTS.items():
         include = {"name": name, "tasks_from": entry, "public": True}
         tasks.append({"name": f"Configure {name}", "ansible.builtin.include_role": include})
+    for script in ("rack-of", "fence-namenode"):  # what a cluster has besides
+        template = {"src": str(ROOT / f"roles/hdfs/templates/{script}.sh.j2"), "dest": f"{root}/opt/hadoop/bin/{script}", "mode": "0755"}
+        tasks.append({"name": f"Render {script}", "ansible.builtin.template": template})
     for role in (ROOT / "roles" / name for name in names):
         check = {"argument_spec": options_of(role), "validate_args_context": {"name": role.name}}
         tasks.append({"name": f"Check {role.name}", "ansible.builtin.validate_argument_spec": check})
@@ -101,9 +104,6 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
     unit = {**defaults_of(ROOT / "roles" / "service"), "service_name": "unit", "service_user": "someone", "service_stop_timeout": 45}
     template = {"src": str(ROOT / "roles/service/templates/systemd.j2"), "dest": f"{root}/etc/unit.service", "mode": "0644"}
     tasks.append({"name": "Render a unit of systemd", "ansible.builtin.template": template, "vars": unit})
-    for script in ("rack-of.sh", "fence-namenode.sh"):
-        template = {"src": str(ROOT / f"roles/hdfs/templates/{script}.j2"), "dest": f"{root}/etc/{script}", "mode": "0755"}
-        tasks.append({"name": f"Render {script}", "ansible.builtin.template": template})
     return [
         {
             "name": "Render every role",

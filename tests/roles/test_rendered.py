@@ -104,8 +104,8 @@ def configuration(rendered: Rendered) -> list[Path]:
 
 def scripts(rendered: Rendered) -> list[Path]:
     """List the launchers and the commands."""
-    tools = [rendered.root / "opt" / name for name in ("hadoop/bin/hadoop", "gridstead/bin/gridstead", "supervisor/bin/supervisorctl")]
-    return [*rendered.launchers(), *tools]
+    names = "hadoop/bin/hadoop hadoop/bin/rack-of hadoop/bin/fence-namenode gridstead/bin/gridstead supervisor/bin/supervisorctl"
+    return [*rendered.launchers(), *[rendered.root / "opt" / name for name in names.split()]]
 
 
 def test_every_file_is_valid_for_its_reader(rendered: Rendered) -> None:
@@ -128,8 +128,9 @@ def test_no_template_is_left_in_a_file(rendered: Rendered, leftover: str) -> Non
 
 def test_every_template_of_a_role_was_rendered(rendered: Rendered) -> None:
     """A template that this test does not render would not be tested: count them, by what each writes."""
-    several = {"site.xml.j2", "launcher.sh.j2", "supervisor-tool.sh.j2", "supervisord.j2", "systemd.j2", "hadoop.sh.j2", "gridstead.sh.j2"}
-    templates = {path.name for path in ROOT.glob("roles/*/templates/*.j2")} - several
+    several = {"site.xml.j2", "launcher.sh.j2", "supervisor-tool.sh.j2", "supervisord.j2", "systemd.j2"}
+    tools = {f"{path.name}.sh.j2" for path in scripts(rendered)}
+    templates = {path.name for path in ROOT.glob("roles/*/templates/*.j2")} - several - tools
     assert templates - {f"{path.name}.j2" for path in configuration(rendered)} == set()
 
 
