@@ -58,22 +58,28 @@ bench: test-environment ## Measure on the running appliance, over an hour; write
 
 EC2 = ANSIBLE_DISPLAY_OK_HOSTS=true ANSIBLE_LOCALHOST_WARNING=false \
 	CLUSTER=$(abspath $(or $(CLUSTER),$(error say which: make $@ CLUSTER=clusters/small.yml))) \
-	ansible-playbook -i inventories/ec2/control.yml
+	ansible-playbook -i inventories/ec2
 
 ec2-plan: bootstrap ## What ec2-up would do to the cluster of CLUSTER=FILE in the AWS account, and the price
-	@$(EC2) playbooks/ec2-plan.yml
+	@$(EC2)/control.yml playbooks/ec2-plan.yml
 
 ec2-up: bootstrap ## Make the cluster of CLUSTER=FILE, or make it whole, after asking
-	@$(EC2) playbooks/ec2-up.yml
+	@$(EC2)/control.yml playbooks/ec2-up.yml
+
+ec2-smoke: bootstrap ## Prove that the installed cluster of CLUSTER=FILE works, by the smoke tests on its gateway
+	@$(EC2) playbooks/ec2-smoke.yml
+
+ec2-scale: bootstrap ## As many nodes as CLUSTER=FILE says, or first GROUP=workers COUNT=5, after asking; nodes that go are drained
+	@$(EC2)/control.yml playbooks/ec2-scale.yml
 
 ec2-stop: bootstrap ## Stop the nodes of CLUSTER=FILE; what is on their volumes stays
-	@$(EC2) playbooks/ec2-stop.yml
+	@$(EC2)/control.yml playbooks/ec2-stop.yml
 
 ec2-start: bootstrap ## Start them again
-	@$(EC2) playbooks/ec2-start.yml
+	@$(EC2)/control.yml playbooks/ec2-start.yml
 
 ec2-down: bootstrap ## Remove the cluster of CLUSTER=FILE with its data, after asking for its name
-	@$(EC2) playbooks/ec2-down.yml
+	@$(EC2)/control.yml playbooks/ec2-down.yml
 
 test-environment: bundle
 	@tools/test-environment.sh
@@ -100,4 +106,4 @@ docs: test-environment ## Write the roles' READMEs and the data dictionary anew
 lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in
 	@tools/lock.sh
 
-.PHONY: ec2-plan ec2-up ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment lint test test-all docs lock
+.PHONY: ec2-plan ec2-up ec2-smoke ec2-scale ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment lint test test-all docs lock

@@ -17,12 +17,17 @@ options:
   image: {description: Owner and name of the image that is taken where the file names none., type: dict, required: true}
   prices: {description: Table of prices for where the price API does not answer., type: dict, required: true}
   goal:
-    description: Whether the plan is for having the cluster, or for having nothing of it.
+    description:
+      - Whether the plan is for having the cluster, for having another number of nodes, or for having nothing of it.
+      - With C(scale) nodes that the file no longer has go, and what else differs stands in the way.
     type: str
-    choices: [up, down]
+    choices: [up, scale, down]
     default: up
   checks: {description: "Whether to look up image, types, quotas and prices too.", type: bool, default: true}
   remove: {description: Whether nodes that the file no longer has are terminated., type: bool, default: false}
+  drained: {description: Ids of nodes that are terminated if the file no longer has them., type: list, elements: str, default: []}
+  group: {description: "With the goal C(scale), a group whose count is to be another than the file's.", type: str, default: ""}
+  count: {description: "That count, a whole number.", type: str, default: ""}
 author: [Gridstead]
 """
 
@@ -45,6 +50,8 @@ kinds: {description: Kinds of what differs., type: list, returned: up}
 text: {description: The plan in words., type: list, returned: always}
 problems: {description: What stands in the way., type: list, returned: always}
 account: {description: Number of the account., type: str, returned: always}
+text_of_file: {description: The cluster file with the count that was asked for., type: str, returned: always}
+leaving: {description: Nodes that the file no longer has., type: list, returned: up}
 partition: {description: "The partition of AWS, the second part of its ARNs.", type: str, returned: always}
 settled: {description: Whether there is nothing left but what follows when all nodes run., type: bool, returned: always}
 done: {description: Whether there is nothing to do and to wait for., type: bool, returned: always}
@@ -54,7 +61,7 @@ rubble: {description: What down removes by kind., type: dict, returned: down}
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.gridstead_ec2 import checks, errors
 from ansible.module_utils.gridstead_ec2.account import Account
-from ansible.module_utils.gridstead_ec2.cluster import ClusterError, load
+from ansible.module_utils.gridstead_ec2.cluster import ClusterError, parse, scaled, text_of
 from ansible.module_utils.gridstead_ec2.desired import desired
 from ansible.module_utils.gridstead_ec2.plan import BASTION_WAITS, Plan, rubble, rubble_lines
 
@@ -68,7 +75,9 @@ except ImportError:  # told below
 
 def up(account, cluster, wanted, found, parameters):
     """Return the plan for having the cluster."""
-    plan = Plan(wanted, found, remove=parameters["remove"])
+    scale = parameters["goal"] == "scale"
+    plan = Plan(wanted, found, remove=parameters["remove"] or scale, drained=tuple(parameters["drained"]))
+    plan.problems += plan.scale_problems() if scale else []
     lines = plan.lines()
     image = cluster["image"]
     if parameters["checks"]:
@@ -94,6 +103,7 @@ def up(account, cluster, wanted, found, parameters):
         "launch": plan.launch,
         "start": plan.start,
         "retag": plan.retag,
+        "leaving": plan.leaving,
         "terminate": plan.terminate,
         "drop_groups": plan.drop_groups,
     }
@@ -118,16 +128,23 @@ def main():
             "components": {"type": "dict", "required": True},
             "image": {"type": "dict", "required": True},
             "prices": {"type": "dict", "required": True},
-            "goal": {"type": "str", "choices": ["up", "down"], "default": "up"},
+            "goal": {"type": "str", "choices": ["up", "scale", "down"], "default": "up"},
             "checks": {"type": "bool", "default": True},
             "remove": {"type": "bool", "default": False},
+            "drained": {"type": "list", "elements": "str", "default": []},
+            "group": {"type": "str", "default": ""},
+            "count": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     if boto3 is None:
         module.fail_json(msg="boto3 is missing. Next: make bootstrap")
+    path, inventory, goal = module.params["cluster_file"], module.params["inventory"], module.params["goal"]
     try:
-        cluster = load(module.params["cluster_file"], module.params["inventory"])
+        text = text_of(path)
+        if goal == "scale" and (module.params["group"] or module.params["count"]):
+            text = scaled(path, text, inventory, module.params["group"], module.params["count"])
+        cluster = parse(path, text, inventory)
     except ClusterError as error:
         module.fail_json(msg=str(error), faults=error.errors)
     config = botocore.config.Config(retries={"mode": "standard", "max_attempts": 8}, connect_timeout=10, read_timeout=60)
@@ -136,13 +153,14 @@ def main():
         who = account.identity()
         wanted = desired(cluster, module.params["components"], who["account"])
         found = account.found(wanted)
-        result = down(wanted, found) if module.params["goal"] == "down" else up(account, cluster, wanted, found, module.params)
+        result = down(wanted, found) if goal == "down" else up(account, cluster, wanted, found, module.params)
     except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
         module.fail_json(msg=f"AWS said: {error}\n{errors.hint(str(error))}")
     head = [f"Cluster {cluster['name']} in the account {who['account']}, region {cluster['region']}, as {who['arn']}"]
     head.append(f"One way in: SSH to the bastion, from {', '.join(cluster['access'])}")
     result["text"] = head + result["text"]
     account_facts = {"account": who["account"], "partition": who["arn"].split(":")[1]}
+    result["text_of_file"] = text
     module.exit_json(changed=False, cluster=cluster, wanted=wanted, **account_facts, **result)
 
 

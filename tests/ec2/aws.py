@@ -44,6 +44,11 @@ DEBIAN = {
     "sriov": "simple",
     "creation_date": "2026-11-01T00:00:00.000Z",
 }
+ONE_NODE: dict[str, Any] = {
+    "zones": ["us-east-1a"],
+    "internet": False,
+    "groups": {"node": {"inventory": ["masters", "workers"], "type": "m5.large", "count": 1}},
+}
 
 
 @dataclass

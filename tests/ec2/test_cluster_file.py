@@ -13,7 +13,7 @@ import yaml
 
 from aws import ROOT, Aws
 from gridstead_ec2 import desired, price
-from gridstead_ec2.cluster import ClusterError, load
+from gridstead_ec2.cluster import ClusterError, load, scaled
 
 VARS = yaml.safe_load((ROOT / "roles/ec2/vars/main.yml").read_text())
 INVENTORY = ["masters", "workers", *VARS["ec2_components"]]
@@ -209,3 +209,39 @@ def test_prices_by_the_api_where_it_answers(aws: Aws, tmp_path: Path) -> None:
     prices = price.by_api(aws.client("pricing"), "us-east-1", {"m5.2xlarge", "t3.micro"}, {"gp3"})
     assert prices == {"m5.2xlarge": 0.5, "t3.micro": 0.01, "gp3": 0.09}
     aws.answers.clear()
+
+
+def with_key(name: str, folder: Path) -> str:
+    """Return the text of an example with a key that is there."""
+    text = (ROOT / "clusters" / f"{name}.yml").read_text()
+    return text.replace("~/.ssh/id_ed25519.pub", key_in(folder))
+
+
+def test_scaling_changes_one_number_of_the_file(tmp_path: Path) -> None:
+    text = with_key("ha", tmp_path)
+    for group in ("worker", "workers"):
+        changed = scaled("ha.yml", text, INVENTORY, group, "12")
+        differ = [(old, new) for old, new in zip(text.splitlines(), changed.splitlines(), strict=True) if old != new]
+        assert differ == [("    count: 6", "    count: 12")]
+
+
+@pytest.mark.parametrize(
+    ("group", "count", "told"),
+    [
+        ("worker", "", "give both"),
+        ("", "3", "give both"),
+        ("worker", "-1", "give both"),
+        ("spare", "3", "no such group; the file has master, worker"),
+        ("worker", "0", "no node is in the inventory's group workers"),
+        ("worker", "999", "is not a whole number from 0 to 200"),
+    ],
+)
+def test_scaling_refuses_what_cannot_be(tmp_path: Path, group: str, count: str, told: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(told)):
+        scaled("ha.yml", with_key("ha", tmp_path), INVENTORY, group, count)
+
+
+def test_scaling_refuses_a_count_that_two_groups_share(tmp_path: Path) -> None:
+    text = with_key("ha", tmp_path).replace("count: 3", "count: &n 3").replace("count: 6", "count: *n")
+    with pytest.raises(ClusterError, match="shared with another place of the file"):
+        scaled("ha.yml", text, INVENTORY, "worker", "5")

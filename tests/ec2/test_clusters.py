@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from aws import Aws, Fault
+from aws import ONE_NODE, Aws, Fault
 from census import census, names
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(580)]
-ONE_NODE = {
-    "zones": ["us-east-1a"],
-    "internet": False,
-    "groups": {"node": {"inventory": ["masters", "workers"], "type": "m5.large", "count": 1}},
-}
 
 
 @pytest.fixture

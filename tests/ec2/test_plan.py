@@ -88,3 +88,32 @@ def test_every_error_has_a_next_step() -> None:
     for marks, text in HINTS.items():
         for mark in marks:
             assert hint(f"An error occurred ({mark}) when calling X: made to fail") == text
+
+
+def test_scaling_is_refused_where_it_would_harm(aws: Aws) -> None:
+    aws.reset()
+    wanted = wanted_of(aws, "one")
+    account = Account(aws, None, "us-east-1")
+    assert "ec2-up first" in " ".join(Plan(wanted, account.found(wanted), remove=True).scale_problems())
+    make_some(aws, wanted)
+    ec2 = aws.client("ec2")
+    instance = account.found(wanted)["instances"][0]["InstanceId"]
+    tags = {"Name": "one-master-3", "gridstead-group": "master", "gridstead-inventory": "masters"}
+    ec2.create_tags(Resources=[instance], Tags=[{"Key": key, "Value": value} for key, value in tags.items()])
+    told = Plan(wanted, account.found(wanted), remove=True).scale_problems()
+    assert any("one-master-3 would go; masters vote" in problem for problem in told)
+    ec2.stop_instances(InstanceIds=[instance])
+    told = Plan(wanted, account.found(wanted), remove=True).scale_problems()
+    assert any("one-master-3 is stopped, and only a running node can be drained" in problem for problem in told)
+
+
+def test_only_drained_nodes_go(aws: Aws) -> None:
+    aws.reset()
+    wanted = wanted_of(aws, "one")
+    make_some(aws, wanted)
+    account = Account(aws, None, "us-east-1")
+    found = account.found(wanted)
+    instance = found["instances"][0]["InstanceId"]
+    assert Plan(wanted, found).terminate == []
+    assert Plan(wanted, found, drained=("i-another",)).terminate == []
+    assert Plan(wanted, found, drained=(instance,)).terminate == [instance]

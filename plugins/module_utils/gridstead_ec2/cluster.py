@@ -250,13 +250,19 @@ def across(cluster: dict[str, Any]) -> list[str]:
     return errors
 
 
-def load(path: str, inventory: list[str]) -> dict[str, Any]:
-    """Read a cluster file; raise ClusterError with all its faults."""
+def text_of(path: str) -> str:
+    """Return the text of a cluster file; raise ClusterError where it cannot be read."""
     try:
         with open(os.path.expanduser(path), encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
+            return stream.read()
     except OSError as error:
         raise ClusterError(path, [f"it cannot be read: {error.strerror}; name it by CLUSTER=clusters/NAME.yml"]) from error
+
+
+def parse(path: str, text: str, inventory: list[str]) -> dict[str, Any]:
+    """Read the text of a cluster file; raise ClusterError with all its faults."""
+    try:
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ClusterError(path, [f"it is not YAML: {' '.join(str(error).split())}"]) from error
     errors: list[str] = []
@@ -266,3 +272,38 @@ def load(path: str, inventory: list[str]) -> dict[str, Any]:
     if errors:
         raise ClusterError(path, errors)
     return cluster
+
+
+def load(path: str, inventory: list[str]) -> dict[str, Any]:
+    """Read a cluster file; raise ClusterError with all its faults."""
+    return parse(path, text_of(path), inventory)
+
+
+def scaled(path: str, text: str, inventory: list[str], group: str, count: str) -> str:
+    """Return the text of a cluster file with another count of a group, everything else to the letter as it was.
+
+    The group is named as in the file, or by a group of the inventory that only one of the file's has. Raises ClusterError.
+    """
+    groups = parse(path, text, inventory)["groups"]
+    names = [entry["name"] for entry in groups]
+    found = [group] if group in names else [entry["name"] for entry in groups if group in entry["inventory"]]
+    if not group or not re.fullmatch(r"\d{1,4}", count):
+        raise ClusterError(path, [f"GROUP={group} COUNT={count}: give both, a group of the file and how many nodes it is to have"])
+    if len(found) != 1:
+        which = f"the groups {', '.join(found)} all are in it" if found else "no such group"
+        raise ClusterError(path, [f"GROUP={group}: {which}; the file has {', '.join(names)}"])
+    place = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key in ("groups", found[0], "count"):
+        place = next(value for name, value in place.value if name.value == key)
+    changed = text[: place.start_mark.index] + str(int(count)) + text[place.end_mark.index :]
+    wanted = yaml.safe_load(text)
+    wanted["groups"][found[0]]["count"] = int(count)
+    try:
+        same = yaml.safe_load(changed) == wanted
+    except yaml.YAMLError:  # the count had a name that another place uses
+        same = False
+    if not same:
+        shared = f"groups.{found[0]}.count is shared with another place of the file"
+        raise ClusterError(path, [f"{shared}: change the file, then run this without COUNT"])
+    parse(path, changed, inventory)
+    return changed

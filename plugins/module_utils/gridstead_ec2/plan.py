@@ -14,9 +14,9 @@ STAGES = ("network", "access", "nodes")
 class Plan:
     """Compares, and collects what up has to do: stage by stage, and what stands in its way."""
 
-    def __init__(self, wanted: dict[str, Any], found: dict[str, Any], remove: bool = False) -> None:
-        """Compare."""
-        self.wanted, self.found, self.remove = wanted, found, remove
+    def __init__(self, wanted: dict[str, Any], found: dict[str, Any], remove: bool = False, drained: tuple[str, ...] = ()) -> None:
+        """Compare. Nodes that the file no longer has go if `remove` says so, or if they are among the ids of `drained`."""
+        self.wanted, self.found, self.remove, self.drained = wanted, found, remove, drained
         self.cluster = wanted["tags"][CLUSTER_TAG]
         self.changes: dict[str, list[tuple[str, str]]] = {stage: [] for stage in STAGES}  # sign (+ ~ -) and text
         self.kinds: list[str] = []  # of what differs
@@ -26,6 +26,7 @@ class Plan:
         self.launch: list[dict[str, Any]] = []
         self.start: list[str] = []
         self.retag: list[dict[str, Any]] = []
+        self.leaving: list[dict[str, str]] = []  # nodes that the file no longer has
         self.terminate: list[str] = []
         self.drop_groups: list[dict[str, str]] = []
         self.regroup: list[dict[str, Any]] = []  # security groups to make or to change, with their rules as ec2_security_group takes them
@@ -199,12 +200,15 @@ class Plan:
                 self._node_missing(node, taken)
         for name, instances in by_name.items():
             for instance in instances:
-                if self.remove:
+                inventory = tags_of(instance).get("gridstead-inventory", "")
+                state = instance["State"]["Name"]
+                self.leaving.append({"name": name, "id": instance["InstanceId"], "inventory": inventory, "state": state})
+                if self.remove or instance["InstanceId"] in self.drained:
                     self.terminate.append(instance["InstanceId"])
                     self.changes["nodes"].append(("-", f"node {name} {instance['InstanceId']}, with its volumes"))
                 else:
                     node = f"{name} ({instance['InstanceId']})"
-                    self.notes.append(f"{node} is no longer in the file: drain it, then run this with EC2_REMOVE=true")
+                    self.notes.append(f"{node} is no longer in the file: ec2-scale drains and terminates it")
         bastion = f"{self.cluster}-bastion"
         address = next((address for address in self.found["addresses"] if name_of(address) == bastion), None)
         if address is None or not address.get("InstanceId") or address["InstanceId"] != self.ids["nodes"].get(bastion):
@@ -240,6 +244,24 @@ class Plan:
         if differs:
             advice = f"up leaves it; drain and terminate {identity}, and the next up makes it as the file says"
             self.notes.append(f"{node['name']} has {' and '.join(differs)}: {advice}")
+
+    def scale_problems(self) -> list[str]:
+        """Return why the number of nodes cannot be changed now: only nodes without masters come and go, and of a cluster that is whole."""
+        problems = []
+        other = [text for stage in STAGES for sign, text in self.changes[stage] if stage != "nodes"]
+        missing = [node["name"] for node in self.launch if node["group"] == BASTION or "masters" in node["inventory"].split(",")]
+        if other or missing:
+            what = f"{len(other)} changes of network and access" if other else f"{', '.join(missing)} missing"
+            problems.append(f"the cluster is not as the file says ({what}): ec2-up first, then this")
+        if self.start:
+            problems.append(f"nodes are stopped ({', '.join(self.start)}): ec2-start first, then this")
+        masters = [node["name"] for node in self.leaving if "masters" in node["inventory"].split(",")]
+        if masters:
+            problems.append(f"{', '.join(masters)} would go; masters vote, and their number is not changed by this: set the count back")
+        unwell = [f"{node['name']} is {node['state']}" for node in self.leaving if node["state"] != "running"]
+        if unwell:
+            problems.append(f"{', '.join(unwell)}, and only a running node can be drained: start it, or terminate it if nothing is on it")
+        return problems
 
     def stages(self) -> list[str]:
         """Return the stages that have something to do."""
