@@ -18,6 +18,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from gridstead.archive import ArchiveError, ArchiveWriter, CommittedFile, Files, committed_files
+from gridstead.archive.commits import Staging
 from gridstead.archive.compaction import Compaction, Compactor
 from gridstead.archive.files import Entry
 from gridstead.archive.layout import COLUMNS
@@ -126,7 +127,8 @@ class QuickWriter(ArchiveWriter):
         self._of = log
         self.batch = 0
 
-    def _write(self, parsed: Any, rows: int, staging: str) -> None:
+    def _write(self, parsed: Any, rows: int, staging: Staging) -> None:
+        staging.begin()
         ranges = self._missing(self._log.ranges(self.batch))["t"]
         planned = [(p, o, value) for p, o, value in self._of.planned(self.batch) if p in ranges and ranges[p][0] <= o < ranges[p][1]]
         by_directory: dict[str, list[tuple[int, int]]] = {}
@@ -134,9 +136,10 @@ class QuickWriter(ArchiveWriter):
             source, day = place(value)
             by_directory.setdefault(f"source={source}/date={day}", []).append((p, o))
         for directory, positions in by_directory.items():
-            target = self._of.directory / staging / directory
-            target.mkdir(parents=True)
-            write_positions(target / "part-0.parquet", positions)
+            target = self._of.directory / staging.data / directory
+            target.mkdir(parents=True, exist_ok=True)
+            staging.days.add(directory.rpartition("date=")[2])
+            write_positions(target / f"{staging.prefix}-0.parquet", positions)
 
 
 class AllRows:
@@ -236,14 +239,27 @@ class LocalFiles(Files):
         return int(rows[0]) if rows else 0
 
 
+class LocalObjects(LocalFiles):
+    """As on an object store: nothing is renamed, and of several who create a file at once each may succeed."""
+
+    renames = False
+
+    def create(self, path: str, text: str) -> bool:
+        self.write(path, text)
+        return True
+
+    def rename(self, source: str, target: str) -> None:
+        raise AssertionError(f"{source} would be copied to {target}")
+
+
 @contextmanager
-def local_files() -> Iterator[None]:
-    """Let the archive work with :class:`LocalFiles`."""
+def local_files(kind: type[LocalFiles] = LocalFiles) -> Iterator[None]:
+    """Let the archive work with :class:`LocalFiles`, or with another kind of them."""
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("gridstead.archive") and getattr(module, "Files", None) is Files:
-                patch.setattr(module, "Files", LocalFiles)
-        patch.setattr(sys.modules[__name__], "_files", LocalFiles)
+                patch.setattr(module, "Files", kind)
+        patch.setattr(sys.modules[__name__], "_files", kind)
         patch.setattr("gridstead.archive.writer.within", lambda ranges: None)  # a column, which needs a JVM
         yield
 
@@ -255,15 +271,15 @@ CALLS = ("write", "create", "rename", "delete", "mkdirs")
 
 @contextmanager
 def kill_at(step: int) -> Iterator[list[int]]:
-    """Raise Killed at the so-manieth call that changes the file system; a file being written is then cut short, and
-    every second time another call is done before the kill. The list holds the number of calls left."""
+    """Raise Killed at the so-manieth call that changes the file system; a file being written is then cut short (an object
+    is whole or not there), and every second time another call is done before the kill. The list holds the calls left."""
     left = [step]
 
     def killing(operation: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
-                if name in ("write", "create"):
+                if name in ("write", "create") and _files.renames:
                     operation(*arguments[:2], arguments[2][:7])
                 elif step % 2:
                     operation(*arguments)
@@ -287,13 +303,15 @@ class QuickCompactor(Compactor):
         super().__init__(log.spark, log.root, settings)
         self._of = log
 
-    def _write(self, kept: Sequence[CommittedFile], staging: str) -> None:
+    def _write(self, kept: Sequence[CommittedFile], staging: Staging) -> None:
+        staging.begin()
         by_directory: dict[str, list[str]] = {}
         for file in kept:
             directory = file.path.rpartition("/")[0].removeprefix("events/")
             by_directory.setdefault(directory, []).append(str(self._of.directory / file.path))
         for directory, paths in by_directory.items():
-            target = self._of.directory / staging / directory
-            target.mkdir(parents=True)
+            target = self._of.directory / staging.data / directory
+            target.mkdir(parents=True, exist_ok=True)
+            staging.days.add(directory.rpartition("date=")[2])
             rows = f"select * from read_parquet({paths}, hive_partitioning=false)"
-            duckdb.execute(f"copy ({rows}) to '{target / 'part-0.parquet'}' (format parquet)")
+            duckdb.execute(f"copy ({rows}) to '{target}/{staging.prefix}-0.parquet' (format parquet)")

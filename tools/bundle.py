@@ -289,6 +289,7 @@ COMPONENTS: dict[str, tuple[Builder, Callable[[], str], list[Path]]] = {
     "kafka": (jars_only, lambda: pom_version("kafka"), [ARTIFACTS / "kafka"]),
     "elasticsearch": (elasticsearch, lambda: pom_version("elasticsearch"), [ARTIFACTS / "elasticsearch"]),
     "spark": (spark, lambda: pom_version("spark"), [ARTIFACTS / "spark", REQUIREMENTS / "spark.lock"]),
+    "s3a": (jars_only, lambda: pom_version("s3a"), [ARTIFACTS / "s3a"]),
     "supervisor": (supervisor, lambda: locked_version("supervisor.lock", "supervisor"), [REQUIREMENTS / "supervisor.lock"]),
     "gridstead": (gridstead, project_version, [ROOT / "analytics", REQUIREMENTS / "runtime.lock"]),
 }

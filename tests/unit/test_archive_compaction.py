@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,25 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
 
-from archive_log import DAY, DAY_MS, FIRST, LAST, Killed, Log, QuickCompactor, event, kill_at, local_files, quick_write
+from archive_log import (
+    DAY,
+    DAY_MS,
+    FIRST,
+    LAST,
+    Killed,
+    LocalFiles,
+    LocalObjects,
+    Log,
+    QuickCompactor,
+    event,
+    kill_at,
+    local_files,
+    quick_write,
+)  # fmt: skip
 from gridstead import archive
 from gridstead.archive import ArchiveError, Files, Manifest, committed_files, committed_positions, increment, read_events
 from gridstead.archive.compaction import Compaction, Compactor, group
-from gridstead.archive.lock import PATH, Lock
+from gridstead.archive.lock import Lock
 from gridstead.archive.manifest import Token
 from gridstead.archive.retention import Retention, retain
 from gridstead.schema import EVENT
@@ -31,10 +46,10 @@ GRACE = Compaction(min_age_ms=-60_000, lock_stale_s=-60)
 DAYS = (event(1), event(2), event(3, end_ms=DAY_MS + 86_400_000), b"broken")
 
 
-@pytest.fixture
-def quick(tmp_path: Path) -> Iterator[Log]:
+@pytest.fixture(params=[LocalFiles, LocalObjects])
+def quick(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Log]:
     """A log whose archive is written and compacted without Spark."""
-    with local_files():
+    with local_files(request.param):
         yield Log(None, tmp_path)
 
 
@@ -86,7 +101,7 @@ def test_a_kill_at_any_call_of_compaction_leaves_every_row_once(quick: Log) -> N
             killed = left[0] <= 0
         assert quick.archived() == everything(quick)
         step += 1
-    assert step > 25
+    assert step > 20
     QuickCompactor(quick, NOW).run()
     assert quick.archived() == everything(quick) and quick.names("staging") == []
     assert quick.files() == sorted(f.path for m in archive.manifests(quick.spark, quick.root) for f in m.files)
@@ -101,9 +116,9 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
-@given(st.lists(STEPS, min_size=6, max_size=14))
-def test_any_interleaving_leaves_each_position_once(steps: list[tuple[Any, ...]]) -> None:
-    with tempfile.TemporaryDirectory() as directory, local_files():
+@given(st.lists(STEPS, min_size=6, max_size=14), st.sampled_from([LocalFiles, LocalObjects]))
+def test_any_interleaving_leaves_each_position_once(steps: list[tuple[Any, ...]], kind: type[LocalFiles]) -> None:
+    with tempfile.TemporaryDirectory() as directory, local_files(kind):
         log = Log(None, Path(directory))
         behind: dict[int, int] = {0: 0, 1: 0}  # what the archive must have at the least
         for number, (what, first, second) in enumerate(steps):
@@ -254,18 +269,44 @@ def test_a_lost_row_is_noticed_before_the_old_files_go(quick: Log, monkeypatch: 
 
 def test_one_at_a_time_and_a_dead_holder_is_taken_over(log: Log) -> None:
     files = Files(log.spark, log.root)
-    with Lock(files, "test"):
+    with Lock(files, "test") as held:
         with pytest.raises(ArchiveError, match=r'rearranged already, by \{"what": "test".*taken over 300 s after'):
             Compactor(log.spark, log.root, Compaction()).run()
-    assert not files.exists(PATH)
+    assert not files.exists(held.path)
     with Lock(files, "dead") as dead:
-        path = log.directory / PATH
+        path = log.directory / dead.path
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 301))
         with Lock(files, "alive") as alive:
             alive.check()
             with pytest.raises(ArchiveError, match="taken over by another"):
                 dead.check()
     assert files.names("locks") == []
+
+
+def test_of_many_at_once_at_most_one_has_the_lock(tmp_path: Path) -> None:
+    files = LocalObjects(None, f"file://{tmp_path}")  # type: ignore[arg-type]
+    inside, most, had = [0], [0], [0]
+    begin = threading.Barrier(8)
+
+    def try_it() -> None:
+        for _ in range(30):
+            begin.wait()
+            try:
+                with Lock(files, "test"):
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    had[0] += 1
+                    time.sleep(0.001)
+                    inside[0] -= 1
+            except ArchiveError:
+                time.sleep(0.0001)
+
+    threads = [threading.Thread(target=try_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 1 and had[0] > 0 and files.names("locks") == []
 
 
 def test_retention_gives_up_days_on_record_and_later_on_disk(quick: Log) -> None:

@@ -22,7 +22,7 @@ from pyspark.sql import SparkSession
 
 from gridstead.archive.commits import Commits, Staging, new_token, sweep
 from gridstead.archive.files import Files
-from gridstead.archive.layout import ARCHIVED, COLUMNS, PARQUET, directory_of
+from gridstead.archive.layout import ARCHIVED, COLUMNS, directory_of
 from gridstead.archive.lock import STALE_S, Lock
 from gridstead.archive.manifest import MERGED, ArchiveError, CommittedFile, Manifest, Positions, Ranges, Token, live
 from gridstead.archive.positions import beyond, length
@@ -163,11 +163,11 @@ class Compactor:
         rows = sum(file.rows for file in kept)
         staging = Staging(self._files, KIND, token)
         if kept:
-            self._write(kept, staging.data)
+            self._write(kept, staging)
         files, names = staging.staged()
         written = sum(file.rows for file in files)
         if written != rows:
-            self._files.delete(staging.path)
+            staging.abandon(names)
             raise ArchiveError(
                 f"commits {token.first} to {token.last} should have {rows} rows but {written} were read: "
                 "run `gridstead archive verify`"
@@ -187,15 +187,15 @@ class Compactor:
         staging.commit(manifest, names)
         self._count(members, manifest)
 
-    def _write(self, kept: Sequence[CommittedFile], staging: str) -> None:
+    def _write(self, kept: Sequence[CommittedFile], staging: Staging) -> None:
         size = sum(file.bytes for file in kept)
         rows = rows_of(self._spark, self._files, (self._files.url(file.path) for file in kept))
         parts = max(1, round(size / self._settings.target_bytes))
         spread = rows.coalesce(1) if parts == 1 else rows.repartitionByRange(parts, *ORDER)
         per_file = max(1, sum(file.rows for file in kept) * self._settings.target_bytes // max(1, size))
-        writer = spread.select(*ARCHIVED.names).sortWithinPartitions(*ORDER).write
-        writer = writer.partitionBy("source", "date").mode("overwrite").option("compression", self._settings.codec)
-        writer.options(**PARQUET).option("maxRecordsPerFile", 2 * per_file).parquet(self._files.url(staging))
+        days = {directory_of(file.path)[1] for file in kept}
+        ordered = spread.select(*ARCHIVED.names).sortWithinPartitions(*ORDER)
+        staging.write(ordered, self._settings.codec, days, maxRecordsPerFile=str(2 * per_file))
 
     def _count(self, members: Sequence[Manifest], merged: Manifest) -> None:
         done = self._done

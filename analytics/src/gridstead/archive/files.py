@@ -40,6 +40,11 @@ class Files:
         full = f"{self.root.rstrip('/')}/{relative}" if relative else self.root
         return self._new_path(full)
 
+    @property
+    def renames(self) -> bool:
+        """Whether a rename is one step; on an object store it is a copy of each file and a deletion."""
+        return not self.root.startswith("s3a:")
+
     def url(self, relative: str) -> str:
         """The full address of a path, scheme included."""
         return str(self._fs.makeQualified(self._path(relative)).toString())
@@ -95,11 +100,14 @@ class Files:
             stream.close()
 
     def write(self, path: str, text: str) -> None:
-        """Write a file (UTF-8), replacing what is there; not atomic."""
+        """Write a file (UTF-8), replacing what is there; in one step only on an object store."""
         self._fill(self._fs.create(self._path(path), True), text)
 
     def create(self, path: str, text: str) -> bool:
-        """Write a new file (UTF-8); false if the name is taken. On HDFS only one of several callers succeeds."""
+        """Write a new file (UTF-8); false if the name is taken.
+
+        Of several callers at once only one succeeds, but on an object store each may.
+        """
         try:
             stream = self._fs.create(self._path(path), False)
         except Exception as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
+import secrets
 import time
 from typing import Final
 
@@ -11,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from gridstead.archive.checkpoint import CheckpointLog
 from gridstead.archive.commits import Commits, Staging, new_token, sweep
 from gridstead.archive.files import Files
-from gridstead.archive.layout import COLUMNS, PARQUET, row_day
+from gridstead.archive.layout import COLUMNS, row_day
 from gridstead.archive.manifest import BATCH, GAP, NO_TOKEN, ArchiveError, Manifest, Positions, Ranges
 from gridstead.archive.positions import furthest, length, within
 from gridstead.schema import PARSED
@@ -65,7 +67,7 @@ class ArchiveWriter:
         number = self._last.token.last + 1 if self._last else 1
         token = new_token(number, number, self._epoch)
         staging = Staging(self._files, KIND, token)
-        self._write(parsed, length(ranges), staging.data)
+        self._write(parsed, length(ranges), staging)
         files, names = staging.staged()
         manifest = Manifest(
             token=token,
@@ -114,21 +116,37 @@ class ArchiveWriter:
 
     def _open(self) -> None:
         self._files.mkdirs(_WRITERS)
-        epochs = self._epochs()
-        epoch = epochs[-1] + 1 if epochs else 1
-        while not self._files.create(f"{_WRITERS}/{epoch:06d}", f"{self._checkpoint} {_now_ms()}\n"):
-            epoch += 1
-        for old in epochs[:-_KEPT_WRITERS]:
-            self._files.delete(f"{_WRITERS}/{old:06d}")
-        sweep(self._files, KIND)
+        epoch = self._claim()
+        # first what is there, then the sweep: what a predecessor commits between them is kept, and does not count
         self._last = Commits(self._files).newest()
+        sweep(self._files, KIND)
         self._epoch = epoch
 
-    def _epochs(self) -> list[int]:
-        return [int(name) for name in self._files.names(_WRITERS) if name.isdigit()]
+    def _claim(self) -> int:
+        """Take an epoch that nobody else has.
+
+        Each claim is a file of its own, so that this needs no file system on which only one of two can create a file:
+        of two who claim the same epoch, he who looks later sees the other, and goes on with a later one.
+        """
+        while True:
+            epochs = self._epochs()
+            epoch = max(epochs.values(), default=0) + 1
+            mine = f"{epoch:06d}-{secrets.token_hex(4)}"
+            self._files.write(f"{_WRITERS}/{mine}", f"{self._checkpoint} {_now_ms()}\n")
+            others = {name: number for name, number in self._epochs().items() if name != mine}
+            if max(others.values(), default=0) < epoch:
+                for old in sorted(epochs)[:-_KEPT_WRITERS]:
+                    self._files.delete(f"{_WRITERS}/{old}")
+                return epoch
+            time.sleep(random.random())
+
+    def _epochs(self) -> dict[str, int]:
+        """The claims by name: <epoch>-<nonce>, or only <epoch> as earlier versions wrote."""
+        names = self._files.names(_WRITERS)
+        return {name: int(epoch) for name in names if (epoch := name.partition("-")[0]).isdigit()}
 
     def _check_epoch(self) -> None:
-        newest = max(self._epochs(), default=0)
+        newest = max(self._epochs().values(), default=0)
         if newest != self._epoch:
             raise ArchiveError(
                 f"another stream writes to the archive {self._files.root} (writer {newest}, this one is "
@@ -161,10 +179,9 @@ class ArchiveWriter:
             f"{first}` gives them up for good"
         )
 
-    def _write(self, parsed: DataFrame, rows: int, staging: str) -> None:
+    def _write(self, parsed: DataFrame, rows: int, staging: Staging) -> None:
         dated = parsed.select(*PARSED.names, row_day().alias("date")).coalesce(1 + rows // ROWS_PER_FILE)
-        writer = dated.write.partitionBy("source", "date").mode("overwrite").options(**PARQUET)
-        writer.option("compression", self._codec).parquet(self._files.url(staging))
+        staging.write(dated, self._codec)
 
 
 def _now_ms() -> int:
