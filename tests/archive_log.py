@@ -270,16 +270,16 @@ CALLS = ("write", "create", "rename", "delete", "mkdirs")
 
 
 @contextmanager
-def kill_at(step: int) -> Iterator[list[int]]:
-    """Raise Killed at the so-manieth call that changes the file system; a file being written is then cut short (an object
-    is whole or not there), and every second time another call is done before the kill. The list holds the calls left."""
+def kill_at(step: int, whole: bool = False) -> Iterator[list[int]]:
+    """Raise Killed at the so-manieth call that changes the file system; a file being written is then cut short (an object,
+    or if ``whole``, not), and every second time another call is done before the kill. The list holds the calls left."""
     left = [step]
 
     def killing(operation: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             left[0] -= 1
             if left[0] == 0:
-                if name in ("write", "create") and _files.renames:
+                if name in ("write", "create") and _files.renames and not whole:
                     operation(*arguments[:2], arguments[2][:7])
                 elif step % 2:
                     operation(*arguments)

@@ -87,6 +87,7 @@ def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
     instances = nodes(aws, "mend")
     for name, variables in hosts.items():
         assert variables["ansible_host"] == variables["gridstead_address"] == instances[name]["PrivateIpAddress"]
+        assert variables["ec2_bucket"] == "mend-archive-of-a-test"
         assert variables["gridstead_rack"] == "/" + instances[name]["Placement"]["AvailabilityZone"]
     said = "ssh {{ ansible_ssh_common_args }} disks {{ hdfs_datanode_dirs }} name {{ gridstead_name }}"
     told = ask("ansible", "mend-worker-1", "-m", "ansible.builtin.debug", "-a", f"msg={json.dumps(said)}", "-e", "gridstead_data_dir=/d")

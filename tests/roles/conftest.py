@@ -53,6 +53,7 @@ TOY_BUNDLE = {
     "kafka": {"lib/kafka.jar": ""},
     "elasticsearch": {"bin/elasticsearch": NOTHING},
     "gridstead": {"lib/gridstead/__init__.py": ""},
+    "s3a": {"lib/hadoop-aws.jar": ""},
     "supervisor": {
         "lib/supervisor/__init__.py": "",
         "lib/supervisor/supervisorctl.py": SUPERVISORCTL,

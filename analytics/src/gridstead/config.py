@@ -146,7 +146,7 @@ class Bridge:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """[stream]: the Spark application with the archive's query and the follower. Paths are on HDFS.
+    """[stream]: the Spark application with the archive's query and the follower. Paths are on HDFS, or s3a://BUCKET/….
 
     ``dedupe_horizon_s``: for how long, by the log's clock, the follower knows an event's identity. ``statistics``:
     which the stream keeps up to date; the others are as the last batch left them.

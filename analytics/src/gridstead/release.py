@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gridstead.config import Config
 
 ENVIRONMENT = "environment.tar.gz"
-JOBS = ("archive", "batch", "ingest", "stream")
+JOBS = ("archive", "batch", "ingest", "reading", "stream")
 _VERSION = re.compile(r"^[0-9A-Za-z][0-9A-Za-z.+_-]*$")
 _UNPACKED = "environment"  # the name under which YARN shows the unpacked environment in a container
 

@@ -180,7 +180,7 @@ class Plan:
         tags = {**self.wanted["tags"], "Name": node["name"], "gridstead-group": node["group"]}
         if node["group"] != BASTION:
             tags |= {"gridstead-inventory": node["inventory"], "gridstead-bastion": self.ids["public"].get(f"{self.cluster}-bastion", "")}
-            tags |= {"gridstead-disks": str(len(node["volumes"]) - 1)}
+            tags |= {"gridstead-disks": str(len(node["volumes"]) - 1), "gridstead-bucket": self.wanted["bucket"]["name"]}
         return tags
 
     def _nodes(self) -> None:

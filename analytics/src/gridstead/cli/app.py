@@ -22,6 +22,7 @@ COMMANDS = {
     "merge": "How far the served documents go: status.",
     "rebuild": "Make everything that is served anew from the archive.",
     "archive": "Show, verify, compact and trim the archive.",
+    "io": "Measure how long Spark waits for storage, by place and file format.",
     "dlq": "List and replay what could not be decoded.",
     "pseudonyms": "Look names up, and rotate the key behind their pseudonyms.",
     "release": "List, publish and choose the versions of the jobs.",

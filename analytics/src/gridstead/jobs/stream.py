@@ -74,6 +74,14 @@ SETTINGS = {
 }
 
 
+S3_CHECKPOINT = {
+    "spark.sql.streaming.checkpointFileManagerClass": (
+        "org.apache.spark.internal.io.cloud.AbortableStreamBasedCheckpointFileManager"
+    )
+}
+"""How a checkpoint on an object store is written without renames."""
+
+
 def kafka_rows(
     spark: SparkSession, client: Mapping[str, str], topic: str, max_offsets: int, start: str | None
 ) -> DataFrame:
@@ -223,7 +231,7 @@ class Application:
     def _wait_for_servers(self) -> None:
         cfg = self._cfg
 
-        def hdfs() -> None:
+        def storage() -> None:
             for directory in (cfg.stream.checkpoint, cfg.stream.archive):
                 files = Files(self._spark, directory)
                 files.mkdirs("")
@@ -233,7 +241,7 @@ class Application:
         def kafka() -> None:
             self._ends.partitions()
 
-        wait_for(f"HDFS ({cfg.stream.checkpoint})", hdfs)
+        wait_for(f"the storage ({cfg.stream.checkpoint}, {cfg.stream.archive})", storage)
         wait_for(f"Kafka (topic {cfg.kafka.events_topic})", kafka)
 
     def _archive(self) -> StreamingQuery:
@@ -361,7 +369,10 @@ def main(arguments: list[str] | None = None) -> int:
         cfg = configuration.load(options.config)
         scratch = Path(cfg.appliance.data_dir) / "stream" / "spark"
         _clean_scratch(scratch)
-        spark = session("gridstead-stream", cfg.stream.master, {**SETTINGS, "spark.local.dir": str(scratch)})
+        settings = {**SETTINGS, "spark.local.dir": str(scratch)}
+        if cfg.stream.checkpoint.startswith("s3a:"):
+            settings |= S3_CHECKPOINT
+        spark = session("gridstead-stream", cfg.stream.master, settings)
         spark.sparkContext.setLogLevel("WARN")
         application = Application(cfg, spark)
     except configuration.ConfigError as error:
