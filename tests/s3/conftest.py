@@ -22,6 +22,7 @@ from gridstead.jobs.stream import S3_CHECKPOINT
 sys.path.insert(0, str(Path(__file__).parent))  # s3server.py
 from s3server import ROOT, Hadoop, Server, settings_of
 
+STARTED: list[bool] = []  # whether the JVM of this process is ours
 MODULE = Path(__file__).parent / "versitygw"
 
 
@@ -80,14 +81,15 @@ def hadoop(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Hadoop:
     return Hadoop(f"{work}/lib/*", site, credentials)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def spark(hadoop: Hadoop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """A local Spark with S3A; it has to be the first of the process, since a JVM keeps its class path."""
+    """A local Spark with S3A; stopped after each module, since others have their own."""
     import pyspark
     from pyspark import SparkContext
 
-    if SparkContext._gateway is not None:
-        pytest.skip("the JVM of this process began without S3A; run tests/s3 alone")
+    if SparkContext._gateway is not None and not STARTED:
+        pytest.skip("a JVM keeps its class path, and that of this process began without S3A: run tests/s3 alone")
+    STARTED.append(True)
     home = Path(pyspark.__file__).resolve().parents[2]
     os.environ["SPARK_HOME"] = str(home)
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
