@@ -112,7 +112,7 @@ def drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             create: true
             mode: "600"
         - ansible.builtin.fail: {msg: it would lack copies}
-          when: node == lookup('ansible.builtin.env', 'REFUSED')
+          when: node in lookup('ansible.builtin.env', 'REFUSED').split()
     """
     monkeypatch.setenv("DRAINED", str(tmp_path / "drained"))
     (tmp_path / "drain.yml").write_text(playbook)
@@ -131,11 +131,12 @@ def test_scale_in_ends_no_node_that_was_not_drained(aws: Aws, cluster: Path, dra
     plan = aws.play("plan", cluster)
     assert "Will be destroyed: nothing" in plan.output
     assert plan.output.count("is no longer in the file: ec2-scale drains and terminates it") == 2
-    monkeypatch.setenv("REFUSED", "care-worker-3")
+    monkeypatch.setenv("REFUSED", "care-worker-3 care-worker-4")
     run = aws.play("scale", cluster, confirm="care", ec2_drain_playbook=str(drain))
     assert run.code != 0
     assert "it would lack copies" in run.output
     assert not run.writes
+    assert len((drain.parent / "drained").read_text().splitlines()) == 1
 
 
 def test_scale_in_drains_then_terminates(aws: Aws, cluster: Path, drain: Path) -> None:
