@@ -101,6 +101,11 @@ class Log:
         """All data files in place, whether they count or not."""
         return [f"events/{entry.path}" for entry in _files(self.spark, self.root).files("events")]
 
+    @property
+    def on_objects(self) -> bool:
+        """Whether the archive is kept as on an object store."""
+        return _files is LocalObjects
+
     def names(self, path: str) -> list[str]:
         """The names in a directory of the archive."""
         return sorted(os.listdir(self.directory / path))

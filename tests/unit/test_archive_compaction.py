@@ -101,7 +101,7 @@ def test_a_kill_at_any_call_of_compaction_leaves_every_row_once(quick: Log) -> N
             killed = left[0] <= 0
         assert quick.archived() == everything(quick)
         step += 1
-    assert step > 20
+    assert step > (10 if quick.on_objects else 25)  # without renames there are fewer calls
     QuickCompactor(quick, NOW).run()
     assert quick.archived() == everything(quick) and quick.names("staging") == []
     assert quick.files() == sorted(f.path for m in archive.manifests(quick.spark, quick.root) for f in m.files)

@@ -82,7 +82,7 @@ def test_a_kill_at_any_call_neither_shows_half_a_batch_nor_loses_or_doubles_a_ro
         assert quick_write(quick, batch).positions == {"t": quick.ends[-1]}
         assert quick.archived() == [(p, o) for p, end in quick.ends[-1].items() for o in range(end)]
         step += 1
-    assert step > 8  # ten calls on an object store, where nothing is renamed
+    assert step > (8 if quick.on_objects else 10)  # without renames there are fewer calls
     assert quick.files() == sorted(f.path for m in archive.manifests(quick.spark, quick.root) for f in m.files)
     assert quick.names("staging") == []
 
