@@ -30,7 +30,7 @@ class Server:
 
     def requests(self) -> list[str]:
         """The kinds of all requests until now, as its access log names them."""
-        return [word for line in self.log.read_text().splitlines() for word in line.split() if word.startswith("REST.")]
+        return [word for line in self.log.read_text().splitlines() for word in line.split() if word.startswith("s3_")]
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         """The keys of a bucket."""

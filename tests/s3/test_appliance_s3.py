@@ -78,7 +78,7 @@ def test_the_archive_is_sound_before_and_after_compaction(appliance: Appliance, 
     verified = appliance.json("archive", "verify", timeout=600)
     assert verified["findings"] == verified["leftovers"] == []
     assert verified["rows"] >= 6_000
-    assert "REST.COPY.OBJECT" not in server.requests()
+    assert "s3_CopyObject" not in server.requests()
     assert "gridstead" not in appliance.hdfs("-ls", "-C", "/").replace("/apps/gridstead", "")
 
 

@@ -28,7 +28,7 @@ def test_requests_are_those_of_the_servers_own_log(spark: SparkSession, server: 
         logged = server.requests()[before:]
     found = recorder.requests(servers)
     assert len(found) == len(logged)
-    assert logged.count("REST.GET.OBJECT") >= 3
+    assert logged.count("s3_GetObject") >= 3
     assert stored < sum(request.bytes for request in found) < 1.1 * stored + 10_000 * len(found)
     assert all(0 < request.first_byte_ms <= request.took_ms for request in found)
 

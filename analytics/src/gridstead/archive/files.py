@@ -33,6 +33,8 @@ class Files:
         self._to_string: Any = jvm.org.apache.commons.io.IOUtils.toString
         self._stat2paths: Any = jvm.org.apache.hadoop.fs.FileUtil.stat2Paths
         self._wrap: Any = jvm.scala.Predef.genericWrapArray
+        loader = jvm.java.lang.Thread.currentThread().getContextClassLoader()
+        self._status: Any = jvm.scala.reflect.ClassTag.apply(loader.loadClass("org.apache.hadoop.fs.FileStatus"))
         self.root = root.rstrip("/") or "/"
         self._fs: Any = self._path("").getFileSystem(self._conf)
 
@@ -72,7 +74,8 @@ class Files:
             if "FileNotFoundException" in str(error):
                 return []
             raise
-        text = str(self._wrap(self._stat2paths(found)).mkString("\n"))
+        statuses = self._wrap(found).toArray(self._status)  # Py4J would not pass S3A's array, which is of its own class
+        text = str(self._wrap(self._stat2paths(statuses)).mkString("\n"))
         return sorted(line.rpartition("/")[2] for line in text.splitlines())
 
     def files(self, path: str) -> list[Entry]:
