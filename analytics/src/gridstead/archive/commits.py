@@ -120,12 +120,13 @@ class Staging:
         self.days = set(days)
         seen = Observation()
         if not self._files.renames and not self.days:
-            rows = rows.observe(seen, F.collect_set(F.col("date").cast("string")).alias("days"))
+            found = F.array_join(F.collect_set(F.col("date").cast("string")), " ")
+            rows = rows.observe(seen, found.alias("days"))
         writer = rows.write.partitionBy("source", "date").mode("append").option("compression", codec)
         writer = writer.option("mapreduce.output.basename", self.prefix).options(**PARQUET, **options)
         writer.parquet(self._files.url(self.data))
         if not self._files.renames and not self.days:
-            self.days = set(seen.get["days"])
+            self.days = set(seen.get["days"].split())
 
     def staged(self) -> tuple[tuple[CommittedFile, ...], dict[str, str]]:
         """What was written: the files as they will be named, and their present names by the new."""
