@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 from pyspark.sql import SparkSession
 
+from appliance_files import write_appliance
 from archive_log import FIRST, LAST, Killed, Log, event, kill_at
 from gridstead import archive
+from gridstead import config as configuration
 from gridstead.archive import ArchiveError, Compaction, Compactor, Retention, Verifier, committed_positions, read_events, retain
 from gridstead.archive.commits import sweep
 from gridstead.archive.files import Files
@@ -141,17 +143,17 @@ def test_status_is_told_by_the_command_line_of_hadoop(log: S3Log, hadoop: Hadoop
 
     log.add(event(2), b"broken")
     log.write(event(1))
-    cli = tmp_path / "conf" / "hadoop"
-    cli.parent.mkdir()
+    config = configuration.load(write_appliance(tmp_path))
+    cli = Path(config.hadoop.cli)
+    cli.parent.mkdir(parents=True)
     jars = Path(pyspark.__file__).resolve().parents[2] / "jars"
     path = f"{cli.parent}:{jars}/*:{hadoop.jars}"
     cli.write_text(f'#!/bin/sh\nshift\nexec java -XX:TieredStopAtLevel=1 -cp "{path}" org.apache.hadoop.fs.FsShell "$@"\n')
     cli.chmod(0o755)
     properties = "".join(f"<property><name>{k}</name><value>{v}</value></property>" for k, v in hadoop.site.items())
     (cli.parent / "core-site.xml").write_text(f"<configuration>{properties}</configuration>\n")
-    config = tmp_path / "gridstead.toml"
-    config.write_text(f'[hadoop]\ncli = "{cli}"\n[stream]\narchive = "{log.root}"\n')
-    result = CliRunner().invoke(main, ["--config", str(config), "--json", "archive", "status"])
+    config.path.write_text(config.path.read_text().replace("[stream]", f'[stream]\narchive = "{log.root}"'))
+    result = CliRunner().invoke(main, ["--config", str(config.path), "--json", "archive", "status"])
     assert result.exit_code == 0, result.output
     status = json.loads(result.stdout)
     assert status["files"] == 3
