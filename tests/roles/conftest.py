@@ -122,6 +122,12 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
                 # what only a cluster needs, too
                 "hdfs_hosted": ["journalnode", "namenode", "zkfc", "datanode"],
                 "zookeeper_hosted": True,
+                # and what only an archive on object storage needs
+                "gridstead_s3": True,
+                "gridstead_s3_endpoint": "https://s3.example.org",
+                "gridstead_s3_access_key": "KEYOFTHETEST",
+                "gridstead_s3_secret_key": "secret-of-the-test",
+                "gridstead_s3_encryption": "AES256",
             },
             # these roles have no entry point without a process; the values of defaults are the same at any precedence
             "vars_files": [str(ROOT / f"roles/{name}/defaults/main.yml") for name in ("collector", "bridge", "analytics")],

@@ -89,6 +89,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".service": read_ini,
     "jvm.options": read_jvm_options,
     "login.config": read_login,
+    "credentials": read_ini,
     "spark-defaults.conf": read_properties,
     ".conf": read_ini,
     ".cfg": read_properties,
@@ -149,6 +150,27 @@ def test_clients_are_told_the_ports_of_the_offset(rendered: Rendered) -> None:
     assert json.loads(Path(settings.stomp.client).read_text())["hosts"] == [["127.0.0.1", PORTS["activemq"]]]
     assert json.loads(Path(settings.elasticsearch.client).read_text())["hosts"] == [f"http://127.0.0.1:{PORTS['elasticsearch_http']}"]
     assert settings.collector.xrootd_port == PORTS["collector_xrootd"]
+
+
+def test_object_storage_is_reached_by_keys_that_only_one_file_has(rendered: Rendered) -> None:
+    holders = [path for path in rendered.etc.rglob("*") if path.is_file() and "secret-of-the-test" in path.read_text()]
+    assert holders == [rendered.etc / "s3" / "credentials"]
+    assert stat.S_IMODE(holders[0].stat().st_mode) == 0o600
+    assert dict(read_ini(holders[0])["default"])["aws_access_key_id"] == "KEYOFTHETEST"
+    assert "secret-of-the-test" not in rendered.log
+    core = ElementTree.parse(rendered.etc / "hadoop" / "core-site.xml")
+    values = {node.findtext("name"): node.findtext("value") for node in core.iter("property")}
+    assert values["fs.s3a.endpoint"] == "https://s3.example.org"
+    assert values["fs.s3a.path.style.access"] == "true"
+    assert values["fs.s3a.encryption.algorithm"] == "AES256"
+    assert values["fs.s3a.aws.credentials.provider"].endswith(".ProfileCredentialsProvider")
+    spark = read_properties(rendered.etc / "spark" / "spark-defaults.conf")
+    jars = f"{rendered.root}/opt/s3a/current/lib/*"
+    assert spark["spark.driver.extraClassPath"] == spark["spark.executor.extraClassPath"] == jars
+    assert spark["spark.executorEnv.AWS_SHARED_CREDENTIALS_FILE"] == str(holders[0])
+    hadoop = (rendered.root / "opt" / "hadoop" / "bin" / "hadoop").read_text()
+    assert f"AWS_SHARED_CREDENTIALS_FILE='{holders[0]}'" in hadoop
+    assert jars in hadoop
 
 
 def test_the_brokers_password_is_one_and_is_not_readable_by_all(rendered: Rendered) -> None:
