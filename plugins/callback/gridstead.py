@@ -33,6 +33,7 @@ class CallbackModule(Default):  # type: ignore[misc]
         """Tell on which host what is waited for, and how often it was tried."""
         tries = result.result["attempts"]
         if tries % EVERY == 1:
-            self._display.display(f"waiting: [{self.host_label(result)}]: {result.task_name or result.task} (try {tries})", color=C.COLOR_DEBUG)
+            line = f"waiting: [{self.host_label(result)}]: {result.task_name or result.task} (try {tries})"
+            self._display.display(line, color=C.COLOR_DEBUG)
         if self._run_is_verbose(result, verbosity=2):
             self._display.display(self._dump_results(result.result), color=C.COLOR_DEBUG)
