@@ -1,0 +1,14 @@
+{{/* What gridstead.toml has besides what the roles rendered. */}}
+{{- define "pipeline.settings" -}}
+appliance.name = {{ .Release.Name | quote }}
+collector.bind = {{ include "common.host" (list . "collector" 0) | quote }}
+bridge.bind = {{ include "common.host" (list . "bridge" 0) | quote }}
+bridge.replication = {{ .Values.kafkaReplicas }}
+stream.bind = {{ include "common.host" (list . "stream" 0) | quote }}
+schedule.batch_interval_s = 0
+schedule.compact_interval_s = 0
+elasticsearch.replicas = {{ .Values.indexReplicas }}
+{{- range $key, $value := .Values.settings }}
+{{ $key }} = {{ toJson $value }}
+{{- end }}
+{{- end -}}
