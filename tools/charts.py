@@ -83,7 +83,8 @@ class Schemas:
 
     def _object(self, described: dict[str, Any], size: str) -> dict[str, Any]:
         own = {name: self._whole(node, size) for name, node in described["properties"].items()}
-        return {"type": "object", "additionalProperties": False, "properties": {"common": {"type": "object"}, "global": {"type": "object"}, **own}}
+        passed = {"common": {"type": "object"}, "global": {"type": "object"}}
+        return {"type": "object", "additionalProperties": False, "properties": {**passed, **own}}
 
     def _whole(self, node: Any, size: str) -> Any:
         if isinstance(node, list):
@@ -160,15 +161,15 @@ def build(target: Path) -> None:
     common = target / "common"
     _copy("common", common)
     ports = "".join(f"{name}: {port}\n" for name, port in sorted(roles.ports.items()))
-    header = "{{/* The ports of the roles: written by tools/charts.py. */}}\n"
-    (common / "templates" / "_ports.tpl").write_text(f'{header}{{{{- define "common.ports" -}}}}\n{ports}{{{{- end -}}}}\n', encoding="utf-8")
+    define = '{{/* The ports of the roles: written by tools/charts.py. */}}\n{{- define "common.ports" -}}\n'
+    (common / "templates" / "_ports.tpl").write_text(define + ports + "{{- end -}}\n", encoding="utf-8")
     for layer in LAYERS:
         _chart(schemas, layer, target / layer, [common])
     umbrella = target / "gridstead"
     _chart(schemas, "gridstead", umbrella, [common, *(target / layer for layer in LAYERS)])
     for name in SIZES:
-        text = yaml.safe_dump(profile(schemas, name), sort_keys=False)
-        (umbrella / "profiles" / f"{name}.yaml").write_text(f"# Profile {name}: helm install … --values this file\n{text}", encoding="utf-8")
+        text = f"# Profile {name}: helm install … --values this file\n" + yaml.safe_dump(profile(schemas, name), sort_keys=False)
+        (umbrella / "profiles" / f"{name}.yaml").write_text(text, encoding="utf-8")
 
 
 def _chart(schemas: Schemas, name: str, target: Path, needed: list[Path]) -> None:
@@ -189,7 +190,8 @@ def _copy(name: str, target: Path) -> None:
 def page() -> str:
     """The reference page of all values."""
     schemas = Schemas(Roles())
-    text = "# Values of the charts\n\n<!-- Written by tools/charts.py from charts/*/values.schema.yaml: change those, then run the tool again. -->\n"
+    text = "# Values of the charts\n\n"
+    text += "<!-- Written by tools/charts.py from charts/*/values.schema.yaml: change those, then run the tool again. -->\n"
     text += "\nAs keys of the chart `gridstead`. A layer installed alone has the same ones without its name in front, and `global`.\n"
     schema = schemas.of("gridstead")
     for name in ("global", *LAYERS, "test"):

@@ -62,7 +62,7 @@ class Appliance:
     run_dir: str = _key()
     data_dir: str = _key()
     opt_dir: str = _key()
-    supervisor: str = _key("supervisord", one_of=("supervisord", "systemd"))
+    supervisor: str = _key("supervisord", one_of=("supervisord", "systemd", "container"))
     supervisorctl: tuple[str, ...] = _key(("supervisorctl",))
     java_home: str = _key("", empty=True)
 

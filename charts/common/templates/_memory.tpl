@@ -17,14 +17,14 @@
 {{- end -}}
 
 {{/*
-Resources of a server, from its heap unless given: (dict "heap" … "beside" MiB "cpu" … "resources" given "what" path of the values).
+Resources of a server, from its heap unless given: (dict "heap" … "beside" MiB "cpu" … "values" with resources given, "what" path of the values).
 Beside the heap a process needs memory for its classes, threads and buffers; a limit below that is killed sooner or later.
 */}}
 {{- define "common.resources" -}}
 {{- $heap := include "common.mib" .heap | int -}}
 {{- $least := add $heap .beside | int -}}
 {{- $default := dict "requests" (dict "cpu" .cpu "memory" (printf "%dMi" $least)) "limits" (dict "memory" (printf "%dMi" (add $least (div $heap 4)))) -}}
-{{- $merged := mergeOverwrite $default (.resources | default dict | deepCopy) -}}
+{{- $merged := mergeOverwrite $default (.values.resources | default dict | deepCopy) -}}
 {{- $limit := include "common.quantityMib" $merged.limits.memory | int -}}
 {{- if and (gt $limit 0) (lt $limit $least) -}}
 {{- fail (printf "%s.resources.limits.memory is %s, but the heap of %s needs %dMi beside it: give at least %dMi, or a smaller %s.heap." .what $merged.limits.memory .heap (int .beside) $least .what) -}}

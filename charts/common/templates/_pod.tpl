@@ -55,7 +55,7 @@ affinity:
 {{- with .init }}
 initContainers:
   {{- range . }}
-  - {{- include "common.container" (merge (dict "name" .name "args" .args "probes" "" "ports" list) $) | nindent 4 }}
+  - {{- include "common.container" (merge (dict "name" .name "args" .args) (omit $ "probes" "ports")) | nindent 4 }}
   {{- end }}
 {{- end }}
 containers:

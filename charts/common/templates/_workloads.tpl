@@ -122,3 +122,8 @@ spec:
     {{- end }}
 {{- end -}}
 {{- end -}}
+
+{{/* The API server, wherever it is: a rule of egress. */}}
+{{- define "common.toApi" -}}
+- ports: [{port: 443, protocol: TCP}, {port: 6443, protocol: TCP}]
+{{- end -}}

@@ -1,5 +1,6 @@
 {{/* What gridstead.toml has besides what the roles rendered. */}}
 {{- define "pipeline.settings" -}}
+appliance.supervisor = "container"
 appliance.name = {{ .Release.Name | quote }}
 collector.bind = {{ include "common.host" (list . "collector" 0) | quote }}
 bridge.bind = {{ include "common.host" (list . "bridge" 0) | quote }}

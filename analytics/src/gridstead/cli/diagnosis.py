@@ -167,7 +167,10 @@ def _services(patient: Patient) -> Iterator[Finding]:
     if not config.services:
         yield Finding("services", Verdict.WRONG, f"{config.path} names no [[services]]", "make up")
     if config.services and all(state.state == "unknown" for state in patient.services):
-        asked = "systemctl" if config.appliance.supervisor == "systemd" else " ".join(config.appliance.supervisorctl)
+        asked = {
+            "systemd": "systemctl",
+            "container": "the API server of Kubernetes, by this pod's service account",
+        }.get(config.appliance.supervisor, " ".join(config.appliance.supervisorctl))
         yield Finding("services", Verdict.WRONG, f"the supervisor does not answer ({asked})", "make up")
     for state in patient.services:
         service = config.service(state.name)
