@@ -75,6 +75,10 @@ ec2-start: bootstrap ## Start them again
 ec2-down: bootstrap ## Remove the cluster of CLUSTER=FILE with its data, after asking for its name
 	@$(EC2) playbooks/ec2-down.yml
 
+charts: bootstrap ## Make the charts of Helm in build/charts
+	@python tools/charts.py build
+	@echo 'Next: helm install gridstead build/charts/gridstead; docs/operations/kubernetes.md'
+
 test-environment: bundle
 	@tools/test-environment.sh
 
@@ -93,11 +97,12 @@ test-all: lint ## Every test, also those of whole systems on hosts of their own
 	@mkdir -p build
 	$(PYTEST)
 
-docs: test-environment ## Write the roles' READMEs and the data dictionary anew
+docs: test-environment ## Write the roles' READMEs, the data dictionary and the values of the charts anew
 	python tools/role_docs.py
 	python tools/data_dictionary.py
+	python tools/charts.py docs
 
 lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in
 	@tools/lock.sh
 
-.PHONY: ec2-plan ec2-up ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment lint test test-all docs lock
+.PHONY: ec2-plan ec2-up ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment charts lint test test-all docs lock
