@@ -86,7 +86,7 @@ lint: test-environment ## Every linter
 	ruff check .
 	yamllint --strict .
 	ansible-lint --offline
-	shellcheck .ci/run tools/*.sh tests/lab/*.sh roles/*/files/*.sh
+	shellcheck .ci/run tools/*.sh tests/lab/*.sh roles/*/files/*.sh charts/*/files/*.sh
 	mypy
 
 test: lint ## Every test that fits this machine's time: unit, roles, integration, faults

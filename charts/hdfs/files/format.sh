@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # The format guard: a namespace is made only where the name directory is empty and the release began without any volume of HDFS.
 name=/var/lib/gridstead/hdfs/name
 if [ -n "$(ls -A "$name" 2>/dev/null)" ]; then

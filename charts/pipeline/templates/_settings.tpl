@@ -3,6 +3,7 @@
 appliance.supervisor = "container"
 appliance.name = {{ .Release.Name | quote }}
 collector.bind = {{ include "common.host" (list . "collector" 0) | quote }}
+collector.pseudonym_keys = "/var/lib/gridstead/collector/pseudonyms.keys"
 bridge.bind = {{ include "common.host" (list . "bridge" 0) | quote }}
 bridge.replication = {{ .Values.kafkaReplicas }}
 stream.bind = {{ include "common.host" (list . "stream" 0) | quote }}
