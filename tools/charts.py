@@ -23,7 +23,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 CHARTS = ROOT / "charts"
 PAGE = ROOT / "docs" / "reference" / "charts.md"
-LAYERS = ("hdfs", "kafka", "artemis", "elasticsearch", "pipeline")
+LAYERS = ("hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline")
+OWN_PORTS = {"spark_driver": 7078, "spark_blocks": 7079}
+"""Ports that only pods have: on hosts a driver takes any."""
 SIZES = {"medium": "medium", "ha": "medium"}
 """Profiles beside the defaults, which are those of size small: the size of the roles that gives their heaps."""
 
@@ -160,7 +162,7 @@ def build(target: Path) -> None:
     schemas = Schemas(roles)
     common = target / "common"
     _copy("common", common)
-    ports = "".join(f"{name}: {port}\n" for name, port in sorted(roles.ports.items()))
+    ports = "".join(f"{name}: {port}\n" for name, port in sorted({**roles.ports, **OWN_PORTS}.items()))
     define = '{{/* The ports of the roles: written by tools/charts.py. */}}\n{{- define "common.ports" -}}\n'
     (common / "templates" / "_ports.tpl").write_text(define + ports + "{{- end -}}\n", encoding="utf-8")
     for layer in LAYERS:

@@ -14,7 +14,7 @@ import yaml
 from charts.release import HELM, HelmError, build, helm
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(not HELM, reason="there is no helm: make kube-up builds it, or set GRIDSTEAD_HELM")]
-CHARTS = ["hdfs", "kafka", "artemis", "elasticsearch", "pipeline", "gridstead"]
+CHARTS = ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline", "gridstead"]
 PROFILES = ["", "medium", "ha"]
 
 
@@ -95,7 +95,7 @@ def test_no_container_has_a_right_that_it_does_not_need(built: Path) -> None:
     assert len(found) >= 10
     for component, spec in found.items():
         assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert spec.get("automountServiceAccountToken") is False or spec["serviceAccountName"] == "grid-observer", component
+        assert spec.get("automountServiceAccountToken") is False or spec["serviceAccountName"] in ("grid-observer", "grid-spark"), component
         for container in spec["containers"] + spec.get("initContainers", []):
             rights = container["securityContext"]
             assert rights["readOnlyRootFilesystem"] is True and rights["allowPrivilegeEscalation"] is False, component

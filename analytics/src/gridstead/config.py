@@ -78,12 +78,13 @@ class Hadoop:
 
 @dataclass(frozen=True, kw_only=True)
 class Spark:
-    """[spark]: SPARK_HOME, the driver's Python and its library path."""
+    """[spark]: SPARK_HOME, the driver's Python and its library path, and where jobs run that are not told."""
 
     home: str = _key()
     python: str = _key("python3")
     pythonpath: str = _key("", empty=True)
     conf_dir: str = _key()
+    master: str = _key("yarn")
 
 
 @dataclass(frozen=True, kw_only=True)

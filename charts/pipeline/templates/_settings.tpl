@@ -7,6 +7,7 @@ collector.pseudonym_keys = "/var/lib/gridstead/collector/pseudonyms.keys"
 bridge.bind = {{ include "common.host" (list . "bridge" 0) | quote }}
 bridge.replication = {{ .Values.kafkaReplicas }}
 stream.bind = {{ include "common.host" (list . "stream" 0) | quote }}
+spark.master = {{ ternary "local[2]" "k8s://https://kubernetes.default.svc" (eq .Values.global.sparkMaster "local") | quote }}
 schedule.batch_interval_s = 0
 schedule.compact_interval_s = 0
 elasticsearch.replicas = {{ .Values.indexReplicas }}

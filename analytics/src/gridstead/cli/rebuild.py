@@ -15,10 +15,10 @@ Examples:
   gridstead rebuild --master 'local[2]' --verbose"""
 )
 @click.option("--release", "version", metavar="VERSION", help="A release on HDFS (default: the current one).")
-@click.option("--master", default="yarn", show_default=True, help="yarn, or local[N] for this machine alone.")
+@click.option("--master", help="yarn, k8s://…, or local[N] (default: spark.master of the configuration).")
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of the job as it comes.")
 @command
-def rebuild(session: Session, version: str | None, master: str, verbose: bool) -> None:
+def rebuild(session: Session, version: str | None, master: str | None, verbose: bool) -> None:
     """Compute all days of the archive into fresh indices, and show them to readers in one step.
 
     Readers see the present documents until then, and the stream goes on. Stopped or killed, it leaves what is served
