@@ -10,5 +10,5 @@
 {{- end -}}
 
 {{- define "common.clientConfig" -}}
-{{- dict "gridstead" (include "common.name" (list . "pipeline")) "spark" (include "common.name" (list . "spark")) | toJson -}}
+{{- dict "hadoop" (include "common.name" (list . "hadoop")) "gridstead" (include "common.name" (list . "pipeline")) "spark" (include "common.name" (list . "spark")) | toJson -}}
 {{- end -}}
