@@ -134,6 +134,15 @@ def test_the_namespace_and_the_ids_of_kafka_are_those_of_the_roles() -> None:
     assert directory and directory[1] in (ROOT / "charts/kafka/templates/kafka.yaml").read_text()
 
 
+def test_the_services_of_a_release_are_looked_at_as_on_a_host() -> None:
+    known = {entry["name"]: entry for entry in load(ROOT / "roles/gridstead/vars/main.yml")["_gridstead_all_services"]}
+    for service in load(ROOT / "charts/pipeline/files/services.yaml"):
+        on_host = known[service["name"]]
+        assert service["role"] == on_host["role"]
+        assert on_host["check"] == ("http" if "path" in service else "tcp")
+        assert on_host["url"].endswith(service.get("path", "}}"))
+
+
 def test_the_smoke_tests_of_the_chart_are_all_but_mapreduce(built: Path) -> None:
     from gridstead.smoke import CHECKS
 

@@ -84,9 +84,7 @@ def test_a_scheduled_batch_leaves_what_is_served_as_it_is(grid: Release) -> None
     before = grid.documents(0, 2 * Y2010_MS)
     cron = grid.batch.read_namespaced_cron_job(f"{grid.name}-batch", grid.namespace)
     job = client.V1Job(metadata=client.V1ObjectMeta(name="batch-now"), spec=cron.spec.job_template.spec)
-    job.spec.template.spec.containers[0].args[2] = (
-        "exec gridstead --json batch run --from 2020-01-01 --to 2030-12-31 --master 'local[2]' --verbose"
-    )
+    job.spec.template.spec.containers[0].args[2] = "exec gridstead batch run --from 2020-01-01 --to 2030-12-31 --verbose"
     grid.batch.create_namespaced_job(grid.namespace, job)
     done = wait_until(
         lambda: (
@@ -181,7 +179,7 @@ class Stall(threading.Thread):
 
 def test_every_pod_is_killed_once_while_events_flow_and_the_counts_are_exact(grid: Release, tmp_path: Path) -> None:
     flow = Flow(grid, 1, 240, tmp_path)
-    for component in SERVERS:
+    for component in (*SERVERS, "spark-history"):
         killed = grid.kill(component)
         begun = time.monotonic()
         wait_until(lambda: grid.pod(component).metadata.uid != killed and grid.ready(), f"{component} is back", 300)  # noqa: B023

@@ -1,5 +1,6 @@
 {{/* What gridstead.toml has besides what the roles rendered. */}}
 {{- define "pipeline.settings" -}}
+services = [{{ include "pipeline.services" . | fromYamlArray | join ", " }}]
 appliance.supervisor = "container"
 appliance.name = {{ .Release.Name | quote }}
 collector.bind = {{ include "common.host" (list . "collector" 0) | quote }}
