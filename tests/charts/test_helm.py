@@ -114,13 +114,15 @@ def test_policies_let_through_what_must_talk_and_nobody_else(built: Path) -> Non
         for peer in rule["from"]
         if "podSelector" in peer
     }
-    servers = ("hdfs-namenode", "hdfs-datanode", "kafka", "elasticsearch")
+    stores = ("hdfs-namenode", "hdfs-datanode", "elasticsearch")
     needed = {
-        *((reader, server) for reader in ("stream", "batch", "test") for server in servers),
+        *((reader, store) for reader in ("stream", "batch", "executor", "test") for store in stores),
+        ("stream", "kafka"), ("test", "kafka"), ("stream", "activemq"), ("stream", "collector"), ("stream", "bridge"),
+        ("executor", "batch"), ("executor", "test"), ("batch", "executor"), ("test", "executor"),
         ("hdfs-datanode", "hdfs-namenode"), ("collector", "activemq"), ("bridge", "activemq"), ("bridge", "kafka"),
         ("test", "activemq"), ("test", "collector"), ("test", "bridge"), ("test", "stream"),
     }  # fmt: skip
     assert needed <= allowed
-    assert not {pair for pair in allowed if pair in {("collector", "kafka"), ("activemq", "kafka"), ("collector", "hdfs-namenode")}}
+    assert not {pair for pair in allowed if pair in {("collector", "kafka"), ("activemq", "kafka"), ("bridge", "elasticsearch")}}
     assert policies["default"]["policyTypes"] == ["Ingress"] and "ingress" not in policies["default"]
     assert set(pods(rendered(built))) - {"test"} <= policies.keys()
