@@ -18,7 +18,7 @@ spark.kubernetes.executor.request.cores {{ .Values.executors.cpu }}
 spark.kubernetes.driver.pod.name @{HOSTNAME}
 spark.driver.host @{POD_IP}
 spark.driver.bindAddress @{POD_IP}
-spark.driver.memory @{HEAP:-512m}
+spark.driver.memory {{ printf "@{HEAP:-%s}" .Values.driver.heap }}
 spark.driver.port {{ $ports.spark_driver }}
 spark.blockManager.port {{ $ports.spark_blocks }}
 spark.executor.instances {{ .Values.executors.instances }}
