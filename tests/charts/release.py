@@ -25,7 +25,7 @@ from gridstead.statistic import STATISTICS
 from oracle import distinct, oracle_statistics
 
 ROOT = Path(__file__).resolve().parents[2]
-HELM = os.environ.get("GRIDSTEAD_HELM") or shutil.which("helm")
+HELM = shutil.which("helm")
 SERVERS = ("hdfs-namenode", "hdfs-datanode", "kafka", "activemq", "elasticsearch", "collector", "bridge", "stream")
 READY_S = 600
 LIBRARIES = "/opt/gridstead/gridstead/current/lib"

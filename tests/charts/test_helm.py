@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from charts import schemas
 from charts.release import HELM, HelmError, build, helm
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(not HELM, reason="there is no helm: make kube-up builds it, or set GRIDSTEAD_HELM")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not HELM, reason="there is no helm: tests/lab/kube.py tools builds it")]
 CHARTS = ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline", "gridstead"]
 PROFILES = ["", "medium", "ha"]
 
@@ -39,20 +40,21 @@ def test_helm_lint_is_content(built: Path, chart: str) -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_kubeconform_knows_every_field(built: Path, profile: str, tmp_path: Path) -> None:
-    schemas, tool = os.environ.get("GRIDSTEAD_KUBE_SCHEMAS"), shutil.which("kubeconform")
-    if not schemas or not tool:
-        pytest.skip("kubeconform or GRIDSTEAD_KUBE_SCHEMAS, the directory of the cluster's schemas, is missing")
+    tool = shutil.which("kubeconform")
+    if not tool or not os.environ.get("KUBECONFIG"):
+        pytest.skip("no kubeconform, or no cluster that says its schemas: make kube-up")
+    assert schemas.write(schemas.of_cluster(), tmp_path) > 100
     (tmp_path / "all.yaml").write_text(rendered(built, profile))
-    location = f"{schemas}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
-    done = subprocess.run([tool, "-strict", "-schema-location", location, tmp_path / "all.yaml"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    location = f"{tmp_path}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
+    done = subprocess.run([tool, "-summary", "-schema-location", location, tmp_path / "all.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Skipped: 0" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("chart", CHARTS)
 def test_the_suites_of_helm_unittest_pass(built: Path, chart: str) -> None:
-    tool = os.environ.get("GRIDSTEAD_HELM_UNITTEST") or shutil.which("helm-unittest")
+    tool = shutil.which("helm-unittest")
     if not tool:
-        pytest.skip("there is no helm-unittest: set GRIDSTEAD_HELM_UNITTEST")
+        pytest.skip("there is no helm-unittest: tests/lab/kube.py tools builds it")
     done = subprocess.run([tool, str(built / chart)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -33,7 +33,7 @@ EVENTS = 6000
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The release under test."""
     if not HELM:
-        pytest.skip("there is no helm: make kube-up builds it, or set GRIDSTEAD_HELM")
+        pytest.skip("there is no helm: tests/lab/kube.py tools builds it")
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("no cluster: make kube-up, or set KUBECONFIG")
     registry = os.environ.get("GRIDSTEAD_REGISTRY")
