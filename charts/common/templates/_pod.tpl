@@ -128,12 +128,12 @@ volumeMounts:
 {{- if eq . "collector_xrootd" }}UDP{{ else }}TCP{{ end -}}
 {{- end -}}
 
-{{/* Probes: of a server that takes connections. (dict "live" port "ready" (YAML of a probe's action) "start" seconds) */}}
+{{/* Probes: of a server that takes connections. (dict "live" port "ready" (YAML of a probe's action)) */}}
 {{- define "common.probes" -}}
 startupProbe:
   tcpSocket: {port: {{ .live }}}
   periodSeconds: 2
-  failureThreshold: {{ div (.start | default 240) 2 }}
+  failureThreshold: 300
 livenessProbe:
   tcpSocket: {port: {{ .live }}}
   periodSeconds: 10
