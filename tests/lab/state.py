@@ -100,8 +100,8 @@ class Lab:
         """What the lab was made with."""
         return dict(json.loads((self.directory / "lab.json").read_text()))
 
-    def create(self, image: str) -> None:
-        """Make the directory, the first free subnet and the key of the lab; refuse a name that is taken."""
+    def create(self, image: str, **settings: Any) -> None:
+        """Make the directory and find the first free subnet of the lab; refuse a name that is taken. A cluster has further settings."""
         with _exclusive():
             if self.exists:
                 raise LabError(f"something of a lab {self.name} is still there", f"{self.command} destroy")
@@ -111,7 +111,11 @@ class Lab:
                 raise LabError(f"every subnet of {NETWORK} has a lab", "lab.py list, and destroy some")
             self.directory.mkdir(parents=True, mode=0o700)
             self.lock.touch()
-            (self.directory / "lab.json").write_text(json.dumps({"subnet": str(free), "image": image}))
+            (self.directory / "lab.json").write_text(json.dumps({"subnet": str(free), "image": image, **settings}))
+
+    def define(self, **settings: Any) -> None:
+        """Add to what the lab was made with, before it runs."""
+        (self.directory / "lab.json").write_text(json.dumps({**self.definition, **settings}))
 
     def wipe(self) -> None:
         """Kill whatever is left in the lab's control group and remove its files. Safe to repeat, and by several at once."""
