@@ -152,5 +152,8 @@ exec:
   command:
     - bash
     - -c
-    - exec 3<>/dev/tcp/127.0.0.1/{{ index . 0 }} && printf 'GET /jmx?qry={{ index . 1 }} HTTP/1.0\r\n\r\n' >&3 && grep -q '{{ index . 2 }}' <&3
+    - |
+      exec 3<>/dev/tcp/127.0.0.1/{{ index . 0 }}
+      printf 'GET /jmx?qry={{ index . 1 }} HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3
+      grep -q '{{ index . 2 }}' <&3
 {{- end -}}
