@@ -86,13 +86,18 @@ class Release:
         self.core, self.apps, self.batch = client.CoreV1Api(), client.AppsV1Api(), client.BatchV1Api()
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         metadata = client.V1ObjectMeta(name=self.namespace, labels=labels)
-        self.core.create_namespace(client.V1Namespace(metadata=metadata))
+        if self.namespace not in self.namespaces():
+            self.core.create_namespace(client.V1Namespace(metadata=metadata))
+
+    def namespaces(self) -> set[str]:
+        """The namespaces of the cluster."""
+        return {item.metadata.name for item in self.core.list_namespace().items}
 
     def remove(self) -> None:
         """Delete the namespace with everything in it, volumes too."""
         claims = {claim.spec.volume_name for claim in self.core.list_namespaced_persistent_volume_claim(self.namespace).items}
         self.core.delete_namespace(self.namespace)
-        wait_until(lambda: self.namespace not in {item.metadata.name for item in self.core.list_namespace().items}, "the namespace is gone")
+        wait_until(lambda: self.namespace not in self.namespaces(), "the namespace is gone")
         for volume in self.core.list_persistent_volume().items:
             if volume.metadata.name in claims and volume.spec.persistent_volume_reclaim_policy == "Retain":
                 self.core.delete_persistent_volume(volume.metadata.name)
@@ -172,6 +177,8 @@ class Release:
 
     def start_client(self) -> None:
         """Run the pod of the smoke tests with nothing to do: commands are given there, whichever server is away."""
+        if any(pod.metadata.name == "client" for pod in self.pods()):
+            return
         hooks = yaml.safe_load_all(self.helm("get", "hooks"))
         [pod] = [hook for hook in hooks if hook and hook["kind"] == "Pod"]
         pod["metadata"] = {"name": "client", "labels": {"app.kubernetes.io/instance": self.name, "app.kubernetes.io/component": "test"}}
@@ -251,12 +258,13 @@ class Release:
 
 @contextlib.contextmanager
 def released(chart: Path, namespace: str, **values: Any) -> Iterator[Release]:
-    """A release that is removed at the end with its namespace and volumes; KEEP_RELEASE=1 keeps it, to look at."""
-    release = Release(chart, namespace, values=values)
+    """A release that is removed at the end with its namespace and volumes; that in GRIDSTEAD_TEST_NAMESPACE is used, and stays."""
+    kept = os.environ.get("GRIDSTEAD_TEST_NAMESPACE")
+    release = Release(chart, kept or namespace, values=values)
     try:
         yield release
     finally:
-        if not os.environ.get("KEEP_RELEASE"):
+        if not kept:
             with contextlib.suppress(HelmError):
                 release.helm("uninstall", "--wait")
             release.remove()

@@ -39,8 +39,8 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     registry = os.environ.get("GRIDSTEAD_REGISTRY")
     values = {"global": {"image": {"registry": registry}}} if registry else {}
     with released(build(tmp_path_factory.mktemp("charts")), "gridstead-test", **values) as release:
-        seconds = release.apply("install")
-        print(f"\nhelm install ready after {seconds:.0f} s")
+        seconds = release.apply("upgrade", "--install")
+        print(f"\nready after {seconds:.0f} s")
         release.start_client()
         yield release
 
