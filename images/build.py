@@ -34,7 +34,7 @@ PATH = f"/opt/gridstead/bin:/opt/gridstead/hadoop/bin:/opt/gridstead/gridstead/b
 PYTHON_ENVIRONMENT = [
     f"SPARK_HOME={_SPARK}",
     "PYSPARK_PYTHON=/usr/bin/python3",
-    f"PYTHONPATH=/opt/gridstead/gridstead/current/lib:{_SPARK}/python:{_SPARK}/python/lib/pyspark.zip",
+    f"PYTHONPATH=/opt/gridstead/gridstead/current/lib:{_SPARK}/python:{_SPARK}/python/lib/{{py4j}}",
     "PYTHONDONTWRITEBYTECODE=1",
 ]
 
@@ -110,12 +110,18 @@ class Build:
             "User": f"{roots.UID}:{roots.UID}",
             "Entrypoint": ["/opt/gridstead/bin/run"],
             "WorkingDir": "/tmp",
-            "Env": [f"PATH={PATH}", "LANG=C.UTF-8", "HOME=/tmp", *(PYTHON_ENVIRONMENT if name in play.WITH_PYTHON else [])],
+            "Env": [f"PATH={PATH}", "LANG=C.UTF-8", "HOME=/tmp", *(self._python(filling) if name in play.WITH_PYTHON else [])],
         }
         image = self.layout.image(f"{PREFIX}/{name}:{self.release}", layers, config, labels)
         document = bom.document(name, self.release, image.digest, bom.of_components(components, versions, status))
         (self.layout.directory / f"{name}.cdx.json").write_text(json.dumps(document, indent=1) + "\n")
         return image
+
+    @staticmethod
+    def _python(filling: Filling) -> list[str]:
+        """Where Python finds what: Spark names the archive of Py4J by its version."""
+        (py4j,) = filling.upper.glob(f"{_SPARK[1:].replace('current', '*')}/python/lib/py4j-*-src.zip")
+        return [setting.replace("{py4j}", py4j.name) for setting in PYTHON_ENVIRONMENT]
 
     def _share(self, key: str, root: Path, place: str = "") -> Layer:
         """The layer of a directory that several images have, or of one place in it."""

@@ -180,7 +180,7 @@ def apply(cluster: Cluster, *objects: dict[str, Any]) -> None:
     cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", given=yaml.safe_dump_all(objects))
 
 
-def ready(cluster: Cluster, name: str, timeout_s: int = 180) -> None:
+def ready(cluster: Cluster, name: str, timeout_s: int = 420) -> None:
     """Wait until a pod is ready; show what it says where it is not."""
     try:
         cluster.kubectl("-n", NAMESPACE, "wait", "--for=condition=Ready", f"pod/{name}", f"--timeout={timeout_s}s", timeout=timeout_s + 10)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -14,6 +16,8 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+
+from appliance import wait_until
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
 sys.path.insert(0, str(IMAGES))
@@ -143,3 +147,29 @@ def lock_of(component: str) -> list[str]:
 def test_every_service_of_a_role_gets_its_launcher(image: str) -> None:
     _, roles = play.ENTRIES[image]
     assert all(play.launchers(role) for role in roles)
+
+
+def listens(port: int) -> bool:
+    """Whether something listens on a port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.skipif(not (shutil.which("skopeo") and shutil.which("docker-registry")), reason="needs skopeo and docker-registry")
+def test_images_are_pushed_to_a_registry_under_the_same_digest(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layout")
+    image = layout.image("localhost/gridstead/one:1", [layout.layer(tree(tmp_path / "root"))], {"User": "1"}, {"label": "value"})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    settings = {"version": 0.1, "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}, "http": {"addr": address}}
+    (tmp_path / "registry.yml").write_text(json.dumps(settings))
+    with subprocess.Popen(["docker-registry", "serve", str(tmp_path / "registry.yml")], stderr=subprocess.DEVNULL) as registry:
+        try:
+            wait_until(lambda: listens(port), "the registry listens", 20)
+            push = [sys.executable, str(IMAGES / "build.py"), "--output", str(layout.directory), "--push", f"{address}/site/grid"]
+            subprocess.run([*push, "--push-option=--dest-tls-verify=false"], check=True, timeout=60)
+            look = ["skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", f"docker://{address}/site/grid/one:1"]
+            assert subprocess.run(look, capture_output=True, text=True, check=True, timeout=30).stdout.strip() == image.digest
+        finally:
+            registry.terminate()
