@@ -179,7 +179,7 @@ class Release:
         """Run the pod of the smoke tests with nothing to do: commands are given there, whichever server is away."""
         if any(pod.metadata.name == "client" for pod in self.pods()):
             return
-        hooks = yaml.safe_load_all(self.helm("get", "hooks"))
+        hooks = yaml.safe_load_all(helm("get", "hooks", self.name, "--namespace", self.namespace))
         [pod] = [hook for hook in hooks if hook and hook["kind"] == "Pod"]
         pod["metadata"] = {"name": "client", "labels": {"app.kubernetes.io/instance": self.name, "app.kubernetes.io/component": "test"}}
         pod["spec"]["containers"][0]["args"] = ["sleep", "infinity"]
