@@ -132,6 +132,10 @@ class Release:
         """The first pod of a component."""
         return self.core.read_namespaced_pod(f"{self.name}-{component}-0", self.namespace)
 
+    def id(self, component: str) -> str:
+        """The id of a component's first pod; empty while there is none."""
+        return next((str(pod.metadata.uid) for pod in self.pods(component) if pod.metadata.name == f"{self.name}-{component}-0"), "")
+
     def ready(self) -> bool:
         """Whether all pods of all servers are ready."""
         sets = self.apps.list_namespaced_stateful_set(self.namespace).items
