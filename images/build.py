@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -117,10 +118,9 @@ class Build:
         (self.layout.directory / f"{name}.cdx.json").write_text(json.dumps(document, indent=1) + "\n")
         return image
 
-    @staticmethod
-    def _python(filling: Filling) -> list[str]:
+    def _python(self, filling: Filling) -> list[str]:
         """Where Python finds what: Spark names the archive of Py4J by its version."""
-        (py4j,) = filling.upper.glob(f"{_SPARK[1:].replace('current', '*')}/python/lib/py4j-*-src.zip")
+        (py4j,) = filling.upper.glob(f"opt/gridstead/spark/{self.components['spark']['version']}/python/lib/py4j-*-src.zip")
         return [setting.replace("{py4j}", py4j.name) for setting in PYTHON_ENVIRONMENT]
 
     def _share(self, key: str, root: Path, place: str = "") -> Layer:
@@ -225,6 +225,7 @@ def main() -> None:
         if os.geteuid() != 0:
             raise LabError("only root can build images", "run this as root")
         in_own_mounts()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("images/build.py: ended by a signal"))  # so that what is half done is removed
         started = time.monotonic()
         bundle = Path(os.environ.get("GRIDSTEAD_BUNDLE") or play.ROOT / "bundle").resolve()
         if not (bundle / "manifest.json").exists():
