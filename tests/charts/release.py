@@ -125,8 +125,8 @@ class Release:
 
     def pods(self, component: str = "") -> list[Any]:
         """The pods of the release, or of one component; not the test's own."""
-        selector = f"app.kubernetes.io/instance={self.name}" + (f",app.kubernetes.io/component={component}" if component else "")
-        return self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
+        wanted = f"app.kubernetes.io/component{f'={component}' if component else '!=test'}"
+        return self.core.list_namespaced_pod(self.namespace, label_selector=f"app.kubernetes.io/instance={self.name},{wanted}").items
 
     def pod(self, component: str) -> Any:
         """The first pod of a component."""
@@ -181,7 +181,7 @@ class Release:
 
     def start_client(self) -> None:
         """Run the pod of the smoke tests with nothing to do: commands are given there, whichever server is away."""
-        if any(pod.metadata.name == "client" for pod in self.pods()):
+        if any(pod.metadata.name == "client" for pod in self.pods("test")):
             return
         hooks = yaml.safe_load_all(helm("get", "hooks", self.name, "--namespace", self.namespace))
         [pod] = [hook for hook in hooks if hook and hook["kind"] == "Pod"]
@@ -194,7 +194,7 @@ class Release:
     def stop_client(self) -> None:
         """Take the client away."""
         self.core.delete_namespaced_pod("client", self.namespace, grace_period_seconds=0)
-        wait_until(lambda: "client" not in {pod.metadata.name for pod in self.pods()}, "the client is gone")
+        wait_until(lambda: "client" not in {pod.metadata.name for pod in self.pods("test")}, "the client is gone")
 
     def _client(self) -> Any:
         return self.core.read_namespaced_pod("client", self.namespace)
