@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "reference" / "charts.md"
 LAYERS = ("hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline")
 OWN_PORTS = {"spark_driver": 7078, "spark_blocks": 7079}
 """Ports that only pods have: on hosts a driver takes any."""
-SIZES = {"medium": "medium", "ha": "medium"}
+SIZES = {"medium": "medium"}
 """Profiles beside the defaults, which are those of size small: the size of the roles that gives their heaps."""
 
 

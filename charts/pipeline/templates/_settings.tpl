@@ -6,12 +6,10 @@ appliance.name = {{ .Release.Name | quote }}
 collector.bind = {{ include "common.host" (list . "collector" 0) | quote }}
 collector.pseudonym_keys = "/var/lib/gridstead/collector/pseudonyms.keys"
 bridge.bind = {{ include "common.host" (list . "bridge" 0) | quote }}
-bridge.replication = {{ .Values.kafkaReplicas }}
 stream.bind = {{ include "common.host" (list . "stream" 0) | quote }}
 spark.master = {{ ternary "local[2]" "k8s://https://kubernetes.default.svc" (eq .Values.global.sparkMaster "local") | quote }}
 schedule.batch_interval_s = 0
 schedule.compact_interval_s = 0
-elasticsearch.replicas = {{ .Values.indexReplicas }}
 {{- range $key, $value := .Values.settings }}
 {{ $key }} = {{ toJson $value }}
 {{- end }}
