@@ -56,6 +56,11 @@ class ExecError(OSError):
     """A command in a pod failed, or its pod is away; an OSError, so that what waits for answers goes on waiting."""
 
 
+def _exec() -> Any:
+    """The call that opens a stream, of a client of its own: for as long as it opens one, a client can do nothing else."""
+    return client.CoreV1Api(client.ApiClient()).connect_get_namespaced_pod_exec
+
+
 def helm(*arguments: str, timeout_s: float = 900) -> str:
     """Run helm; returns what it printed. Raises HelmError."""
     assert HELM
@@ -207,7 +212,7 @@ class Release:
     def exec(self, *command: str, pod: str = "client", timeout_s: float = 420) -> str:
         """Run a command in a pod; returns what it printed. Raises ExecError."""
         try:
-            answer = stream(self.core.connect_get_namespaced_pod_exec, pod, self.namespace, command=list(command), stdout=True, stderr=True,
+            answer = stream(_exec(), pod, self.namespace, command=list(command), stdout=True, stderr=True,
                             stdin=False, tty=False, _preload_content=False)  # fmt: skip
             answer.run_forever(timeout=timeout_s)
             printed, said = answer.read_stdout(), answer.read_stderr()
@@ -221,7 +226,7 @@ class Release:
     def put(self, content: bytes, path: str) -> None:
         """Write a file in the client."""
         command = ["sh", "-c", f"head -c {len(content)} > {path}"]
-        answer = stream(self.core.connect_get_namespaced_pod_exec, "client", self.namespace, command=command, stdin=True, stdout=True,
+        answer = stream(_exec(), "client", self.namespace, command=command, stdin=True, stdout=True,
                         stderr=True, tty=False, _preload_content=False)  # fmt: skip
         for at in range(0, len(content), 1 << 16):
             answer.write_stdin(content[at : at + (1 << 16)])
