@@ -155,6 +155,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.long  # Debian's package of the registry starts it on all addresses, so make test does not install it
 @pytest.mark.skipif(not (shutil.which("skopeo") and shutil.which("docker-registry")), reason="needs skopeo and docker-registry")
 def test_images_are_pushed_to_a_registry_under_the_same_digest(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "layout")
