@@ -184,7 +184,8 @@ class Filling:
             places = ["/opt/gridstead/gridstead/current/lib", "/opt/gridstead/spark/current/python"]
             run(["chroot", str(self.merged), *compiling, *places], timeout_s=600)
         for folder in ("tmp", "root", "var/tmp"):  # Ansible's
-            shutil.rmtree(self.upper / folder, ignore_errors=True)
+            if (self.upper / folder).exists():
+                shutil.rmtree(self.upper / folder)
 
 
 def push(layout: Layout, prefix: str, options: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import inspect
 import os
@@ -13,13 +12,12 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/lab"))
 from errors import LabError, run
 from image import SUITE, leniency, mirrors
+from state import exclusive
 
 USER, UID = "gridstead", 10001
 ROOT = Path(os.environ.get("GRIDSTEAD_IMAGES_DIR") or "/var/lib/gridstead-images")
@@ -47,7 +45,7 @@ def path() -> Path:
 def build() -> Path:
     """Return the directory that has `base` and `python`, the upper directory of an overlay over it; make both if they are not there."""
     directory = path()
-    with _exclusive():
+    with exclusive(ROOT):
         if not directory.is_dir():
             partial = ROOT / "partial"
             run(["rm", "-rf", "--one-file-system", str(partial)], timeout_s=120)
@@ -172,15 +170,3 @@ def _said(command: list[str], log: Path) -> None:
         code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
     if code != 0:
         raise LabError(f"`{' '.join(command[:4])} …` ended with {code}", f"tail {log}")
-
-
-@contextmanager
-def _exclusive() -> Iterator[None]:
-    """Let one process at a time make them."""
-    ROOT.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

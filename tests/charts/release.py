@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -19,13 +20,16 @@ import yaml
 from kubernetes import client, config
 from kubernetes.stream import stream
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
+import kube_build
 from appliance import Statistics, wait_until
 from gridstead.pseudonyms import Pseudonyms
 from gridstead.statistic import STATISTICS
 from oracle import distinct, oracle_statistics
 
 ROOT = Path(__file__).resolve().parents[2]
-HELM = shutil.which("helm")
+MISSING = "" if shutil.which("helm") else kube_build.missing()
+"""What this machine lacks to have helm; empty if it has it, or can build it."""
 SERVERS = ("hdfs-namenode", "hdfs-datanode", "kafka", "activemq", "elasticsearch", "collector", "bridge", "stream")
 READY_S = 600
 
@@ -61,10 +65,15 @@ def _exec() -> Any:
     return client.CoreV1Api(client.ApiClient()).connect_get_namespaced_pod_exec
 
 
+@functools.cache
+def tool(name: str) -> str:
+    """Where helm, helm-unittest or kubeconform is: on the PATH, or built for the test cluster."""
+    return shutil.which(name) or str(kube_build.build([name]) / name)
+
+
 def helm(*arguments: str, timeout_s: float = 900) -> str:
     """Run helm; returns what it printed. Raises HelmError."""
-    assert HELM
-    done = subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+    done = subprocess.run([tool("helm"), *arguments], capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise HelmError(f"helm {' '.join(arguments)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
     return done.stdout
@@ -140,6 +149,10 @@ class Release:
     def id(self, component: str) -> str:
         """The id of a component's first pod; empty while there is none."""
         return next((str(pod.metadata.uid) for pod in self.pods(component) if pod.metadata.name == f"{self.name}-{component}-0"), "")
+
+    def replaced(self, component: str, killed: str) -> bool:
+        """Whether another pod is in the place of the one with this id, and everything is ready again."""
+        return self.id(component) not in ("", killed) and self.ready()
 
     def ready(self) -> bool:
         """Whether all pods of all servers are ready."""

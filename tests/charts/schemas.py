@@ -17,10 +17,10 @@ _FREE = {"io.k8s.apimachinery.pkg.api.resource.Quantity": {"type": ["string", "n
 def of_cluster() -> dict[str, Any]:
     """The definitions of the cluster of KUBECONFIG."""
     config.load_kube_config()
-    answer = client.ApiClient().call_api(
+    answer: Any = client.ApiClient().call_api(
         "/openapi/v2", "GET", response_type="object", auth_settings=["BearerToken"], _return_http_data_only=True
     )
-    return dict(answer["definitions"])  # type: ignore[index]
+    return dict(answer["definitions"])
 
 
 def write(definitions: Mapping[str, Any], directory: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import pytest
 import yaml
 
 from charts import schemas
-from charts.release import HELM, HelmError, build, helm
+from charts.release import MISSING, HelmError, build, helm, tool
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(not HELM, reason="there is no helm: tests/lab/kube.py tools builds it")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(MISSING), reason=MISSING or "there is helm")]
 CHARTS = ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline", "gridstead"]
 PROFILES = ["", "medium"]
 
@@ -40,22 +39,19 @@ def test_helm_lint_is_content(built: Path, chart: str) -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_kubeconform_knows_every_field(built: Path, profile: str, tmp_path: Path) -> None:
-    tool = shutil.which("kubeconform")
-    if not tool or not os.environ.get("KUBECONFIG"):
-        pytest.skip("no kubeconform, or no cluster that says its schemas: make kube-up")
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("no cluster that says its schemas: make kube-up, or set KUBECONFIG")
     assert schemas.write(schemas.of_cluster(), tmp_path) > 100
     (tmp_path / "all.yaml").write_text(rendered(built, profile))
     location = f"{tmp_path}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
-    done = subprocess.run([tool, "-summary", "-schema-location", location, tmp_path / "all.yaml"], capture_output=True, text=True)
+    command = [tool("kubeconform"), "-summary", "-schema-location", location, tmp_path / "all.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "Skipped: 0" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("chart", CHARTS)
 def test_the_suites_of_helm_unittest_pass(built: Path, chart: str) -> None:
-    tool = shutil.which("helm-unittest")
-    if not tool:
-        pytest.skip("there is no helm-unittest: tests/lab/kube.py tools builds it")
-    done = subprocess.run([tool, str(built / chart)], capture_output=True, text=True)
+    done = subprocess.run([tool("helm-unittest"), str(built / chart)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

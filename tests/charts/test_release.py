@@ -1,10 +1,11 @@
 """A release of profile small on a real cluster: the capture's exact statistics, the smoke tests, kills, upgrades, lost volumes.
 
-With KUBECONFIG set that cluster is used, whichever it is; the images must be there, or in the registry of GRIDSTEAD_REGISTRY.
+With KUBECONFIG set that cluster is used, whichever it is; the images must be there, or in the registry of GRIDSTEAD_IMAGE_PREFIX.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -17,7 +18,7 @@ import pytest
 from kubernetes import client
 
 from appliance import CAPTURE, assert_served, bin_ends, wait_until
-from charts.release import HELM, SERVERS, ExecError, HelmError, Release, build, released
+from charts.release import MISSING, SERVERS, ExecError, HelmError, Release, build, released
 from gridstead import sources, xrootd
 from gridstead.simulate import AccessSimulation
 from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
@@ -32,11 +33,11 @@ EVENTS = 6000
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The release under test."""
-    if not HELM:
-        pytest.skip("there is no helm: tests/lab/kube.py tools builds it")
+    if MISSING:
+        pytest.skip(MISSING)
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("no cluster: make kube-up, or set KUBECONFIG")
-    registry = os.environ.get("GRIDSTEAD_REGISTRY")
+    registry = os.environ.get("GRIDSTEAD_IMAGE_PREFIX")
     values = {"global": {"image": {"registry": registry}}} if registry else {}
     with released(build(tmp_path_factory.mktemp("charts")), "gridstead-test", **values) as release:
         seconds = release.apply("upgrade", "--install")
@@ -66,7 +67,7 @@ def test_the_real_capture_gives_what_duckdb_computes_from_its_packets(grid: Rele
     grid.put(CAPTURE.read_bytes(), "/tmp/capture.jsonl")
     for _ in range(2):  # the same packets again are the same events
         grid.exec("gridstead", "replay", "/tmp/capture.jsonl", "--wait")
-        assert_served(grid, expected, ends[0] - DAY_MS, ends[-1])  # type: ignore[arg-type]
+        assert_served(grid, expected, ends[0] - DAY_MS, ends[-1])
     moved = sum(values[2] for values in expected["transfers"].values())
     finished = sum(values[1] for values in expected["transfers"].values())
     assert moved == 3_661_934_732
@@ -149,7 +150,7 @@ class Flow:
         self._stall.join()
         if self._trouble:
             raise self._trouble[0]
-        assert_served(self._grid, self._expected, *self._range, timeout_s=600)  # type: ignore[arg-type]
+        assert_served(self._grid, self._expected, *self._range, timeout_s=600)
         return self._stall.longest_s
 
 
@@ -182,7 +183,7 @@ def test_every_pod_is_killed_once_while_events_flow_and_the_counts_are_exact(gri
     for component in (*SERVERS, "spark-history"):
         killed = grid.kill(component)
         begun = time.monotonic()
-        wait_until(lambda: grid.id(component) not in ("", killed) and grid.ready(), f"{component} is back", 300)  # noqa: B023
+        wait_until(functools.partial(grid.replaced, component, killed), f"{component} is back", 300)
         print(f"{component}: ready again after {time.monotonic() - begun:.0f} s{'' if flow.flowing() else ', when all was sent'}")
     print(f"longest stall {flow.finish():.0f} s")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import state
@@ -70,7 +68,7 @@ def directory() -> Path:
 def build(names: Sequence[str] = tuple(PROGRAMS)) -> Path:
     """Return the directory of the programs; build those of these that are not there."""
     target = directory()
-    with _exclusive():
+    with state.exclusive(ROOT):
         for name in names:
             if not (target / name).exists():
                 _build(name, target / name)
@@ -101,15 +99,3 @@ def _forget_former(target: Path) -> None:
     for other in ROOT.glob("programs-*"):
         if other != target and str(other) not in used:
             shutil.rmtree(other)
-
-
-@contextmanager
-def _exclusive() -> Iterator[None]:
-    """Let one process at a time build."""
-    ROOT.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -102,7 +102,7 @@ class Lab:
 
     def create(self, image: str, **settings: Any) -> None:
         """Make the directory and find the first free subnet of the lab; refuse a name that is taken. A cluster has further settings."""
-        with _exclusive():
+        with exclusive(ROOT / "labs"):
             if self.exists:
                 raise LabError(f"something of a lab {self.name} is still there", f"{self.command} destroy")
             taken = {str(lab.subnet) for lab in all_labs() if (lab.directory / "lab.json").exists()}
@@ -136,10 +136,10 @@ def all_labs() -> Iterator[Lab]:
 
 
 @contextmanager
-def _exclusive() -> Iterator[None]:
-    """Let one process at a time give out subnets."""
-    (ROOT / "labs").mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(ROOT / "labs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def exclusive(directory: Path) -> Iterator[None]:
+    """Let one process at a time do what it does in a directory, which is made if it is not there: give out subnets, build what is kept."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

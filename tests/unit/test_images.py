@@ -14,16 +14,15 @@ import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
+import bom
+import play
 import pytest
 import yaml
+from oci import TIME, Layer, Layout
 
 from appliance import wait_until
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
-sys.path.insert(0, str(IMAGES))
-import bom  # noqa: E402
-import play  # noqa: E402
-from oci import TIME, Layer, Layout  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not shutil.which("awk"), reason="there is no awk")
 

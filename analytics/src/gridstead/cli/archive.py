@@ -24,24 +24,13 @@ def archive() -> None:
     """Show, verify, compact and trim the archive of events on HDFS."""
 
 
-def _job_options(function: Any) -> Any:
-    options = (
-        click.option("--release", "version", metavar="VERSION", help="A release on HDFS (default: the current one)."),
-        click.option("--master", help="yarn, k8s://…, or local[N] (default: spark.master of the configuration)."),
-        click.option("--verbose", "-v", is_flag=True, help="Show the log of the job as it comes."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 @archive.command(
     epilog="""\b
 Examples:
   gridstead archive verify
   gridstead archive verify --json | jq -r '.findings[]'"""
 )
-@_job_options
+@sparkrun.job_options
 @command
 def verify(session: Session, version: str | None, master: str | None, verbose: bool) -> None:
     """Read every file, count every row, and check that each position of the log is there once.
@@ -61,7 +50,7 @@ Examples:
   gridstead archive compact
   gridstead archive compact --master local[2]"""
 )
-@_job_options
+@sparkrun.job_options
 @command
 def compact(session: Session, version: str | None, master: str | None, verbose: bool) -> None:
     """Merge the stream's small files into large ones, and delete those that were merged a day ago (archive.grace_h).
@@ -79,7 +68,7 @@ def compact(session: Session, version: str | None, master: str | None, verbose: 
 Examples:
   gridstead archive retain    by archive.retention_days and archive.malformed_retention_days in gridstead.toml"""
 )
-@_job_options
+@sparkrun.job_options
 @command
 def retain(session: Session, version: str | None, master: str | None, verbose: bool) -> None:
     """Give up the days that are older than configured.
@@ -101,7 +90,7 @@ Examples:
 @click.argument("partition", type=click.IntRange(0))
 @click.argument("offset", type=click.IntRange(1))
 @click.option("--yes", is_flag=True, help="Do it: the records before OFFSET will never be archived.")
-@_job_options
+@sparkrun.job_options
 @command
 def accept_gap(
     session: Session,

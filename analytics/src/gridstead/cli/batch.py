@@ -31,9 +31,7 @@ Examples:
 @click.option("--from", "first", type=Day(), required=True, help="First day, UTC: 2025-06-03, yesterday, today.")
 @click.option("--to", "last", type=Day(), required=True, help="Last day, included.")
 @click.option("--output", metavar="PATH", help="Write Parquet to this path on HDFS; what is served stays as it is.")
-@click.option("--release", "version", metavar="VERSION", help="A release on HDFS (default: the current one).")
-@click.option("--master", help="yarn, k8s://…, or local[N] (default: spark.master of the configuration).")
-@click.option("--verbose", "-v", is_flag=True, help="Show the log of the job as it comes.")
+@sparkrun.job_options
 @command
 def run(
     session: Session, first: str, last: str, output: str | None, version: str | None, master: str | None, verbose: bool

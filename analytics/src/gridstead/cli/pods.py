@@ -26,10 +26,16 @@ class PodsError(Exception):
     """The API server cannot be asked, or refuses; the text says why."""
 
 
+def selector(release: str, service: str = "") -> str:
+    """The labels by which the pods of a release, or of one of its services, are found."""
+    whole = f"app.kubernetes.io/instance={release}"
+    return f"{whole},app.kubernetes.io/component={service}" if service else whole
+
+
 def states(release: str) -> dict[str, str]:
     """The state of each service that has pods: Running, or what holds up the first of its pods that is not ready."""
     found: dict[str, str] = {}
-    for pod in _pods(f"app.kubernetes.io/instance={release}"):
+    for pod in _pods(selector(release)):
         component = pod["metadata"]["labels"].get("app.kubernetes.io/component", "")
         if found.get(component, "Running") == "Running":
             found[component] = _state(pod)
@@ -39,7 +45,7 @@ def states(release: str) -> dict[str, str]:
 def log_tail(release: str, service: str, lines: int) -> list[str]:
     """The last lines of the log of a service, of each of its pods. Raises PodsError."""
     told = []
-    for pod in _pods(f"app.kubernetes.io/instance={release},app.kubernetes.io/component={service}"):
+    for pod in _pods(selector(release, service)):
         name = pod["metadata"]["name"]
         text = _get(f"/pods/{quote(name)}/log?{urlencode({'tailLines': lines, 'container': service})}")
         told += [f"{name}: {line}" for line in text.decode(errors="replace").splitlines()]
@@ -56,8 +62,8 @@ def _state(pod: dict[str, Any]) -> str:
     return str(pod["status"].get("phase", "Unknown"))
 
 
-def _pods(selector: str) -> Iterable[dict[str, Any]]:
-    return json.loads(_get(f"/pods?{urlencode({'labelSelector': selector})}"))["items"]
+def _pods(labels: str) -> Iterable[dict[str, Any]]:
+    return json.loads(_get(f"/pods?{urlencode({'labelSelector': labels})}"))["items"]
 
 
 def _get(path: str) -> bytes:

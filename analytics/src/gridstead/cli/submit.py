@@ -24,8 +24,8 @@ Examples:
   gridstead submit analysis.py --input /gridstead/events
 Options of submit stand before JOB; what follows JOB is the job's own.""",
 )
-@click.option("--release", "version", metavar="VERSION", help="A release on HDFS (default: the current one).")
-@click.option("--master", help="yarn, k8s://…, or local[N] (default: spark.master of the configuration).")
+@sparkrun.release_option
+@sparkrun.master_option
 @click.option("--deploy-mode", default="client", show_default=True, type=click.Choice(["client", "cluster"]))
 @click.option("--conf", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of Spark; several times.")
 @click.option("--dry-run", is_flag=True, help="Print the command instead of running it.")

@@ -147,7 +147,7 @@ def check(service: Service) -> tuple[bool, str]:
 def restart_command(config: Config, name: str) -> str:
     """Write the command that restarts a service here."""
     if config.appliance.supervisor == "container":
-        return f"kubectl delete pod -l {_selector(config, name)}"
+        return f"kubectl delete pod -l {pods.selector(config.appliance.name, name)}"
     if config.appliance.supervisor == "systemd":
         return f"systemctl restart {UNIT_PREFIX}{name}"
     return " ".join([*config.appliance.supervisorctl, "restart", name])
@@ -156,7 +156,7 @@ def restart_command(config: Config, name: str) -> str:
 def log_command(config: Config, service: Service, lines: int = 50) -> list[str]:
     """Write the command that shows the end of a service's log: a file, the journal, or what pods logged."""
     if config.appliance.supervisor == "container":
-        return ["kubectl", "logs", "-l", _selector(config, service.name), f"--tail={lines}"]
+        return ["kubectl", "logs", "-l", pods.selector(config.appliance.name, service.name), f"--tail={lines}"]
     if config.appliance.supervisor == "systemd":
         return ["journalctl", f"--unit={UNIT_PREFIX}{service.name}", f"--lines={lines}", "--output=cat", "--no-pager"]
     return ["tail", "-n", str(lines), service.log]
@@ -183,10 +183,6 @@ def log_tail(config: Config, name: str, lines: int = 12) -> list[str]:
     except OSError as error:
         return [f"{path}: {_reason(error)}"]
     return text.splitlines()[-lines:] or [f"{path} is empty"]
-
-
-def _selector(config: Config, name: str) -> str:
-    return f"app.kubernetes.io/instance={config.appliance.name},app.kubernetes.io/component={name}"
 
 
 def _systemd(names: Sequence[str]) -> dict[str, Process]:
