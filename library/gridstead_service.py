@@ -24,6 +24,7 @@ options:
       supervisorctl: {description: Command line of supervisorctl., type: list, elements: str, default: []}
       launcher_dir: {description: Where the launchers are; the line C(# watch) of one names its configuration., type: path, required: true}
       run_dir: {description: Where a launcher writes the digest at start., type: path, required: true}
+  force: {description: With I(state=restarted) restart also what runs with its present configuration., type: bool, default: false}
   timeout: {description: Seconds to wait for a start or a stop., type: int, default: 120}
 author: [Gridstead]
 """
@@ -149,6 +150,7 @@ def main():
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["started", "restarted", "stopped"], "default": "started"},
             "layout": {"type": "dict", "required": True, "options": layout},
+            "force": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
@@ -170,7 +172,8 @@ def main():
     stale = running and not current()
     restart_needed = stale and state == "started"
     start = not running and state != "stopped"
-    restart = stale and state == "restarted"
+    force = module.params["force"]
+    restart = running and (stale or force) and state == "restarted"
     stop = running and state == "stopped"
     if not module.check_mode:
         if start:
@@ -181,8 +184,10 @@ def main():
                 service.act("start")
         if restart:
             service.load()
-            if not current():
+            if force or not current():
                 service.act("stop")
+                if os.path.exists(digest_file):
+                    os.remove(digest_file)
                 service.act("start")
         if start or restart:
             wait(module, "start", current)
