@@ -291,6 +291,39 @@ def test_a_namenode_that_hangs_is_killed_before_another_takes_over(cluster: Clus
     wait_until(cluster.well, "every service runs", 240)
 
 
+def test_a_rolling_restart_restarts_each_service_of_a_component_once(cluster: Cluster) -> None:
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+    pid = "systemctl show -p MainPID --value gridstead-kafka"
+    before = {host: cluster.on(host, pid) for host in MASTERS}
+    output = cluster.play("-e", "component=kafka", book="rolling-restart")
+    assert re.findall(r"kafka on (\w+), (\d) of 3", output) == [(host, str(number)) for number, host in enumerate(MASTERS, 1)]
+    assert all(cluster.on(host, pid) != before[host] for host in MASTERS)
+
+
+def test_a_rolling_restart_restarts_the_active_namenode_last(cluster: Cluster) -> None:
+    active = cluster.active_namenode()
+    output = cluster.play("-e", "component=hdfs", book="rolling-restart")
+    restarted = re.findall(r"hdfs-namenode on (\w+), \d+ of", output)
+    assert sorted(restarted) == MASTERS and restarted[-1] == active
+    assert cluster.active_namenode() != active
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+
+
+def test_the_gate_stops_a_rolling_restart_before_it_begins(cluster: Cluster) -> None:
+    stopped, others = MASTERS[2], MASTERS[:2]
+    pid = "systemctl show -p MainPID --value gridstead-kafka"
+    before = {host: cluster.on(host, pid) for host in others}
+    cluster.on(stopped, "systemctl stop gridstead-kafka")
+    try:
+        command = cluster.command("-e", "component=kafka", "-e", "gate_timeout=20", book="rolling-restart")
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode != 0 and "could not lose a host" in done.stdout and "Kafka" in done.stdout, done.stdout
+        assert {host: cluster.on(host, pid) for host in others} == before
+    finally:
+        cluster.on(stopped, "systemctl start gridstead-kafka")
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+
+
 def test_a_run_after_all_that_changes_nothing(cluster: Cluster) -> None:
     output = cluster.play()
     assert changed(output) == 0, output
