@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,13 @@ def missing() -> str:
         return "making hosts needs root"
     absent = [program for program in ("debootstrap", "ip", "nft", "nsenter", "ssh", "unshare") if not shutil.which(program)]
     return f"programs are missing: {', '.join(absent)}; `lab.py base` names the packages" if absent else ""
+
+
+def changed(output: str) -> int:
+    """How many tasks changed something on all hosts, by Ansible's recap; an error where there is none."""
+    counts = re.findall(r"changed=(\d+)", output)
+    assert counts, output
+    return sum(map(int, counts))
 
 
 @dataclasses.dataclass

@@ -151,7 +151,7 @@ def merge(spark: SparkSession, config: Config, name: str, days: int, per_day: in
 
 
 def compute(spark: SparkSession, config: Config, events: int, rounds: int, directory: Path) -> Iterator[dict[str, Any]]:
-    """The computation alone, from files on this machine's disk: Spark and DuckDB in turn, one pass and many."""
+    """The computation alone, from files on this machine's disk: Spark and DuckDB in turn, then all statistics, and each alone."""
     paths = archive(spark, f"file://{directory}", events)
     pattern = str(Path(paths[0].removeprefix("file:")).parents[1] / "date=*" / "*.parquet")
     both = days_of(1)

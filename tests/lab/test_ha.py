@@ -19,7 +19,7 @@ from appliance import ROOT, Appliance, Statistics, assert_served, run, wait_unti
 from gridstead import sources
 from gridstead.pseudonyms import Pseudonyms
 from gridstead.simulate import AccessSimulation
-from hosts import Hosts, missing
+from hosts import Hosts, changed, missing
 from oracle import distinct, oracle_statistics
 
 LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -120,11 +120,6 @@ class Cluster(Appliance):
             return False
         report = self.on(GATEWAY, f"{HADOOP} dfsadmin -report 2>/dev/null | grep -E 'Under replicated|Missing blocks:|^Live'")
         return "Live datanodes (3)" in report and re.findall(r": (\d+)$", report, re.MULTILINE) == ["0", "0"]
-
-
-def changed(output: str) -> int:
-    """How many tasks changed something on all hosts, by Ansible's recap."""
-    return sum(int(count) for count in re.findall(r"changed=(\d+)", output))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from appliance import ROOT, SERVICES, run, wait_until
-from hosts import Hosts, missing
+from hosts import Hosts, changed, missing
 
 pytestmark = [
     pytest.mark.lab,
@@ -49,12 +49,6 @@ class Site:
     def served(self) -> Any:
         """The statistics that are served."""
         return json.loads(self.on(f"{GRIDSTEAD} --json report"))
-
-
-def changed(output: str) -> int:
-    """How many tasks changed something, by Ansible's recap."""
-    (count,) = re.findall(r"changed=(\d+)", output)
-    return int(count)
 
 
 @pytest.fixture(scope="module")

@@ -104,8 +104,8 @@ def batch_statistics(
 ) -> dict[str, DataFrame]:
     """Statistics of the bins that begin on these days (UTC, both included), of the archive's rows below ``upto``.
 
-    By name, each with the schema of gridstead.statistics.statistics. What comes twice is found once for all of them;
-    apart from that they are cheaper one after the other than in one pass (decision 9).
+    By name, each with the schema of gridstead.statistics.statistics. Which accesses have several rows is found once for
+    all of them, at once; apart from that they are cheaper one after the other than in one pass (decision 9).
     """
     low, high = midnight_ms(first_day), midnight_ms(last_day + dt.timedelta(days=1))
     lookback = first_day - dt.timedelta(days=CLAMPED_LOOKBACK_DAYS)
