@@ -8,19 +8,23 @@ DOCUMENTATION = r"""
 module: gridstead_gate
 short_description: Wait until the cluster could lose a host
 description:
-  - Passes when no block of HDFS is missing or under-replicated, no partition of Kafka is under-replicated, no shard of Elasticsearch is
-    unassigned, and the NameNodes, the ResourceManagers and the message brokers each have one active and otherwise standbys.
+  - Passes when ZooKeeper has a leader that all others follow, no block of HDFS is missing or under-replicated, every JournalNode has all of
+    the journal, no partition of Kafka is under-replicated, no shard of Elasticsearch is unassigned, the NameNodes, the ResourceManagers and
+    the message brokers each have one active and otherwise standbys, and the pipeline is healthy.
   - Runs on a host that has the distribution C(gridstead), the gateway, and reads there how the services are reached. Changes nothing.
 options:
   etc_dir: {description: Directory of the configuration., type: path, default: /etc/gridstead}
   library: {description: Where the Python packages of the distribution are., type: path, required: true}
-  timeout: {description: Seconds to wait., type: int, default: 300}
-  drained:
-    description: Address and name of a host that must hold nothing any more, and may be down.
-    type: dict
-    options:
-      address: {description: Under which the others reach it., type: str, required: true}
-      name: {description: Name of its Elasticsearch node., type: str, required: true}
+  parts:
+    description: What is looked at.
+    type: list
+    elements: str
+    choices: [zookeeper, hdfs, yarn, kafka, elasticsearch, activemq, pipeline]
+    default: [zookeeper, hdfs, yarn, kafka, elasticsearch, activemq, pipeline]
+  timeout: {description: Seconds to wait; with 0 it looks once and only reports., type: int, default: 300}
+  datanodes: {description: DataNodes that must be in service., type: int, default: 1}
+  nodemanagers: {description: NodeManagers that must be active., type: int, default: 1}
+  drained: {description: Address of a host whose DataNode must have handed everything over and may then be down., type: str}
 author: [Gridstead]
 """
 
@@ -30,16 +34,18 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+passed: {description: Whether the cluster could lose a host., type: bool, returned: success}
+troubles: {description: What is wrong., type: list, elements: str, returned: always}
 active: {description: Addresses of the active servers by the name of the service., type: dict, returned: success}
-datanodes: {description: DataNodes in service., type: int, returned: success}
+datanodes: {description: Bytes C(used) and C(remaining) of each DataNode in service by its address., type: dict, returned: success}
 block_copies: {description: Copies that HDFS keeps of a block., type: int, returned: success}
-elasticsearch_nodes: {description: Nodes of Elasticsearch in the cluster., type: int, returned: success}
-shard_copies: {description: Most copies that an index wants of a shard., type: int, returned: success}
 """
 
 import dataclasses
 import json
 import os
+import re
+import socket
 import sys
 import time
 import urllib.request
@@ -47,10 +53,11 @@ import xml.etree.ElementTree as ET
 
 from ansible.module_utils.basic import AnsibleModule
 
+PARTS = ["zookeeper", "hdfs", "yarn", "kafka", "elasticsearch", "activemq", "pipeline"]
 LOOKS = 2  # good looks in a row: a server that was just stopped may still be counted
 PAUSE = 4  # seconds between them
-LATE = 5  # seconds since a DataNode's last heartbeat; it sends one each second
-FIRST = 5  # so many partitions or shards are named, of more the number is said
+LATE = 10  # seconds since a DataNode's last heartbeat; it sends one each second
+FIRST = 5  # so many partitions or dead nodes are named, of more the number is said
 
 
 def fetch(url):
@@ -80,19 +87,40 @@ def one_active(what, states, active, standby):
     return troubles
 
 
-def judge_datanodes(nodes, drained):
-    """Say what is wrong with the DataNodes that an active NameNode counts as live; return that, and how many are in service."""
-    troubles, serving = [], 0
+def judge_datanodes(nodes, wanted, drained):
+    """Say what is wrong with the DataNodes that an active NameNode counts as live; return that, and the space of those in service."""
+    troubles, serving = [], {}
     for name, node in sorted(nodes.items()):
-        host, state = name.split(":")[0], node.get("adminState")
-        if host == drained:
-            if state != "Decommissioned":
-                troubles.append("the DataNode on %s still hands its blocks over (%s)" % (host, state))
-        elif state == "In Service":
-            serving += 1
-            if node.get("lastContact", 0) > LATE:
+        host, state = name.rsplit(":", 1)[0], node["adminState"]
+        if state == "In Service" and host != drained:
+            serving[host] = {"used": node["used"], "remaining": node["remaining"]}
+            if node["lastContact"] > LATE:
                 troubles.append("the DataNode on %s was last heard of %d s ago" % (host, node["lastContact"]))
+        elif state != "Decommissioned":
+            troubles.append("the DataNode on %s still hands its blocks over (%s)" % (host, state))
+    if len(serving) < wanted:
+        troubles.append("HDFS: %d DataNodes are in service, of %d" % (len(serving), wanted))
     return troubles, serving
+
+
+def judge_journals(status):
+    """Say which JournalNodes lack a part of the journal, by the active NameNode's report: 'HOST:PORT (Written txid 7 …), …'."""
+    troubles = []
+    for address, report in re.findall(r"(\S+:\d+) \((Written txid .*?)\)(?=, \S+:\d+ \(|\s*$)", status, re.DOTALL):
+        if "re-sync on next segment" in report or "never written" in report:
+            troubles.append("the JournalNode at %s lacks the last changes and gets the next ones from the next segment on" % address)
+    return troubles
+
+
+def judge_ensemble(modes):
+    """Say what is wrong with the servers of ZooKeeper: {address: mode, or what keeps it from telling}."""
+    single = len(modes) == 1
+    allowed = ("standalone",) if single else ("leader", "follower")
+    troubles = ["ZooKeeper on %s is %s" % (host, mode) for host, mode in sorted(modes.items()) if mode not in allowed]
+    leaders = list(modes.values()).count("leader")
+    if not single and leaders != 1:
+        troubles.append("ZooKeeper: %d servers lead" % leaders)
+    return troubles
 
 
 def judge_partitions(topics):
@@ -110,25 +138,41 @@ def judge_partitions(topics):
 
 
 class Gate:
-    """One look at the whole cluster; what it finds is in `troubles` and `seen`."""
+    """One look at the cluster; what it finds is in `troubles` and `seen`."""
 
-    def __init__(self, module):
-        """Remember where things are."""
-        self.etc = module.params["etc_dir"]
-        self.drained = module.params["drained"] or {"address": None, "name": None}
+    def __init__(self, parameters):
+        """Remember where things are, and what is wanted."""
+        self.parameters = parameters
+        self.etc = parameters["etc_dir"]
         self.troubles = []
-        self.seen = {"active": {}}
+        self.seen = {"active": {}, "datanodes": {}}
 
     def look(self):
-        """Look at everything; a part that does not answer is a trouble like others."""
-        for part in (self.hdfs, self.yarn, self.kafka, self.elasticsearch, self.brokers):
+        """Look at every part; one that does not answer is a trouble like others."""
+        for part in self.parameters["parts"]:
             try:
-                part()
+                getattr(self, part)()
             except Exception as error:  # whatever a client raises is said, not hidden
-                self.troubles.append("%s: %s: %s" % (part.__name__, type(error).__name__, error))
+                self.troubles.append("%s: %s: %s" % (part, type(error).__name__, error))
+
+    def zookeeper(self):
+        """Servers of ZooKeeper: one leads, and all others follow it."""
+        modes = {}
+        for server in properties(os.path.join(self.etc, "hadoop", "core-site.xml"))["ha.zookeeper.quorum"].split(","):
+            host, port = server.rsplit(":", 1)
+            try:
+                with socket.create_connection((host, int(port)), timeout=5) as connection:
+                    connection.sendall(b"srvr")
+                    with connection.makefile() as answer:
+                        said = answer.read()
+            except OSError as error:
+                said = "silent (%s)" % error
+            mode = re.search(r"^Mode: (\S+)", said, re.MULTILINE)
+            modes[host] = mode.group(1) if mode else said.strip()
+        self.troubles += judge_ensemble(modes)
 
     def hdfs(self):
-        """NameNodes, DataNodes and blocks."""
+        """NameNodes, JournalNodes, DataNodes and blocks."""
         site = properties(os.path.join(self.etc, "hadoop", "hdfs-site.xml"))
         self.seen["block_copies"] = int(site["dfs.replication"])
         states = {}
@@ -147,29 +191,36 @@ class Gate:
             if bean.get("FSState") != "Operational":
                 states[host] += ", in safe mode"
             elif bean.get("State") == "active":
-                self.blocks(host, bean)
+                self.active_namenode(host, bean)
         self.troubles += one_active("NameNode", states, "active", "standby")
+        journals = re.match(r"qjournal://([^/]+)/", site.get("dfs.namenode.shared.edits.dir", "").strip())
+        port = site.get("dfs.journalnode.http-address", "").rpartition(":")[2]
+        for server in journals.group(1).split(";") if journals else []:
+            host = server.split(":")[0]
+            try:
+                fetch("http://%s:%s/jmx?qry=java.lang:type=Runtime" % (host, port))
+            except (OSError, ValueError) as error:
+                self.troubles.append("the JournalNode on %s is silent (%s)" % (host, error))
 
-    def blocks(self, host, bean):
+    def active_namenode(self, host, bean):
         """What the active NameNode says."""
         self.seen["active"]["hdfs-namenode"] = [host]
         for name, what in (("MissingBlocks", "missing"), ("UnderReplicatedBlocks", "under-replicated")):
-            if bean.get(name) != 0:
-                self.troubles.append("HDFS: %s blocks are %s" % (bean.get(name), what))
-        troubles, self.seen["datanodes"] = judge_datanodes(json.loads(bean["LiveNodes"]), self.drained["address"])
+            if bean[name]:
+                self.troubles.append("HDFS: %d blocks are %s" % (bean[name], what))
+        drained = self.parameters["drained"]
+        troubles, self.seen["datanodes"] = judge_datanodes(json.loads(bean["LiveNodes"]), self.parameters["datanodes"], drained)
         self.troubles += troubles
-        dead = [
-            name
-            for name, node in json.loads(bean["DeadNodes"]).items()
-            if not node.get("decommissioned") and name.split(":")[0] != self.drained["address"]
-        ]
+        for journal in json.loads(bean["NameJournalStatus"]):
+            self.troubles += judge_journals(journal["stream"])
+        dead = [name for name, node in json.loads(bean["DeadNodes"]).items() if not node["decommissioned"]]
         if dead:
             self.troubles.append("HDFS: dead DataNodes are %s" % some(dead))
 
     def yarn(self):
         """Ask the ResourceManagers and the health of the NodeManagers."""
         site = properties(os.path.join(self.etc, "hadoop", "yarn-site.xml"))
-        states = {}
+        states, wanted = {}, self.parameters["nodemanagers"]
         for name, address in site.items():
             if not name.startswith("yarn.resourcemanager.webapp.address"):
                 continue
@@ -179,8 +230,10 @@ class Gate:
                 if states[host] == "active":
                     self.seen["active"]["yarn-resourcemanager"] = [host]
                     metrics = fetch("http://%s/ws/v1/cluster/metrics" % address)["clusterMetrics"]
-                    if metrics["activeNodes"] < 1 or metrics["unhealthyNodes"]:
-                        self.troubles.append("YARN: %(activeNodes)d NodeManagers are active, %(unhealthyNodes)d unhealthy" % metrics)
+                    if metrics["activeNodes"] < wanted:
+                        self.troubles.append("YARN: %d NodeManagers are active, of %d" % (metrics["activeNodes"], wanted))
+                    if metrics["unhealthyNodes"]:
+                        self.troubles.append("YARN: %d NodeManagers are unhealthy" % metrics["unhealthyNodes"])
             except (OSError, ValueError) as error:
                 states[host] = "silent (%s)" % error
         self.troubles += one_active("ResourceManager", states, "active", "standby")
@@ -220,69 +273,66 @@ class Gate:
             except OSError:
                 if number == len(hosts):
                     raise
-        shards = fetch(host + "/_cat/shards?format=json&h=index,shard,node")
-        settings = fetch(host + "/_all/_settings/index.number_of_replicas?expand_wildcards=all")
-        persistent = fetch(host + "/_cluster/settings?flat_settings=true")["persistent"]
-        replicas = [int(index["settings"]["index"]["number_of_replicas"]) for index in settings.values()]
-        self.seen["shard_copies"] = 1 + max(replicas, default=0)
-        self.seen["elasticsearch_nodes"] = health["number_of_nodes"]
         for name in ("unassigned_shards", "initializing_shards", "relocating_shards"):
             if health[name]:
                 self.troubles.append("Elasticsearch: %d %s" % (health[name], name.replace("_", " ")))
-        wanted = len([url for url in hosts if url.split("//")[1].split(":")[0] != self.drained["address"]])
-        if health["number_of_nodes"] < wanted:
-            self.troubles.append("Elasticsearch: %d nodes are in the cluster, of %d" % (health["number_of_nodes"], wanted))
-        held = len([shard for shard in shards if (shard["node"] or "").split(" ")[0] == self.drained["name"]])
-        if held:
-            self.troubles.append("Elasticsearch: %d shards are still on %s" % (held, self.drained["name"]))
-        allowed = persistent.get("cluster.routing.allocation.enable", "all")
-        if allowed != "all":
-            self.troubles.append("Elasticsearch: allocation is limited to %s" % allowed)
+        if health["number_of_nodes"] < len(hosts):
+            self.troubles.append("Elasticsearch: %d nodes are in the cluster, of %d" % (health["number_of_nodes"], len(hosts)))
 
-    def brokers(self):
+    def activemq(self):
         """Of a pair of message brokers one is active and the other a full copy."""
         from gridstead.cli.broker import Broker, BrokerError
 
         config, loaded = self.config()
         client = config.stomp_client(loaded)
-        if len(client.hosts) < 2:
-            return
         for host in client.hosts:  # who copies answers no client
             try:
                 with Broker(dataclasses.replace(client, hosts=(host,)), timeout_s=10) as broker:
                     self.seen["active"]["activemq"] = [host[0]]
-                    if broker.manage("broker", attribute="replicaSync") is not True:
+                    if len(client.hosts) > 1 and broker.manage("broker", attribute="replicaSync") is not True:
                         self.troubles.append("the message broker on %s has no copy that could take over" % host[0])
             except BrokerError:
                 if host == client.hosts[-1] and "activemq" not in self.seen["active"]:
                     raise
 
+    def pipeline(self):
+        """Ask the gateway's own daemons for their health."""
+        _config, loaded = self.config()
+        for service in loaded.services:
+            if service.role in ("collector", "bridge", "analytics"):
+                try:
+                    fetch(service.url)
+                except (OSError, ValueError) as error:
+                    self.troubles.append("%s is not well (%s)" % (service.name, error))
+
 
 def main():
     """Entry point of the module."""
-    drained = {"address": {"type": "str", "required": True}, "name": {"type": "str", "required": True}}
     module = AnsibleModule(
         argument_spec={
             "etc_dir": {"type": "path", "default": "/etc/gridstead"},
             "library": {"type": "path", "required": True},
+            "parts": {"type": "list", "elements": "str", "choices": PARTS, "default": PARTS},
             "timeout": {"type": "int", "default": 300},
-            "drained": {"type": "dict", "options": drained},
+            "datanodes": {"type": "int", "default": 1},
+            "nodemanagers": {"type": "int", "default": 1},
+            "drained": {"type": "str"},
         },
         supports_check_mode=True,
     )
     sys.dont_write_bytecode = True
     sys.path.insert(0, module.params["library"])
-    started, good = time.monotonic(), 0
+    timeout, started, good = module.params["timeout"], time.monotonic(), 0
     while True:
-        gate = Gate(module)
+        gate = Gate(module.params)
         gate.look()
         good = 0 if gate.troubles else good + 1
-        if good >= LOOKS:
-            module.exit_json(changed=False, **gate.seen)
-        if gate.troubles and time.monotonic() - started > module.params["timeout"]:
+        if good >= LOOKS or timeout == 0:
+            module.exit_json(changed=False, passed=not gate.troubles, troubles=gate.troubles, **gate.seen)
+        if gate.troubles and time.monotonic() - started > timeout:
             module.fail_json(
                 msg="After %d s the cluster could not lose a host: %s. Nothing further was done. Next: `gridstead doctor` on the hosts "
-                "named, then the same playbook again" % (module.params["timeout"], "; ".join(gate.troubles)),
+                "named, then the same playbook again" % (timeout, "; ".join(gate.troubles)),
                 troubles=gate.troubles,
             )
         time.sleep(PAUSE)

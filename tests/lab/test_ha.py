@@ -35,6 +35,7 @@ WORKERS = ["w1", "w2", "w3"]
 GATEWAY = WORKERS[0]
 GRIDSTEAD = "/opt/gridstead/gridstead/bin/gridstead"
 HADOOP = "/opt/gridstead/hadoop/bin/hadoop"
+PYTHON_GET = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())'"
 DAY_MS = 86_400_000
 FIRST_DAY_MS = 1_262_304_000_000  # 2010-01-01: each case has days of its own
 SETTINGS = {
@@ -75,6 +76,12 @@ class Cluster(Appliance):
         self.site.mkdir(exist_ok=True)
         self.inventory.write_text(json.dumps(inventory))
 
+    def change(self, variable: str, value: Any) -> None:
+        """Set a variable of all hosts in the inventory."""
+        inventory = json.loads(self.inventory.read_text())
+        inventory["all"]["vars"][variable] = value
+        self.inventory.write_text(json.dumps(inventory))
+
     def command(self, *arguments: str, book: str = "site") -> list[str]:
         return ["ansible-playbook", "-i", str(self.inventory), f"playbooks/{book}.yml", *arguments]
 
@@ -104,6 +111,10 @@ class Cluster(Appliance):
 
     def on(self, host: str, script: str, timeout: float = 300) -> str:
         return self.hosts.on(host, script, timeout=timeout)
+
+    def moved(self) -> int:
+        """How many messages the bridge has moved to Kafka since it was started."""
+        return int(json.loads(self.on(GATEWAY, f"{PYTHON_GET} http://{GATEWAY}:9942/metrics.json"))["moved"])
 
     def active_namenode(self) -> str:
         """The host of the active NameNode; an error where there is none."""
@@ -250,6 +261,7 @@ def simulated(cluster: Cluster, directory: Path, case: int) -> tuple[str, Statis
 def test_counts_are_exact_after_a_power_loss_during_a_replay(cluster: Cluster, tmp_path: Path, lost: str) -> None:
     victim = WORKERS[2] if lost == "a worker" else cluster.active_namenode()
     path, expected, from_ms, to_ms = simulated(cluster, tmp_path, WORKERS.index(victim) + 1 if victim in WORKERS else 10)
+    before = cluster.moved()
     replay = subprocess.Popen(
         cluster.hosts.command("exec", GATEWAY, "--", GRIDSTEAD, "replay", path, "--rate", "400", "--timeout", "300"),
         stdin=subprocess.DEVNULL,
@@ -259,7 +271,7 @@ def test_counts_are_exact_after_a_power_loss_during_a_replay(cluster: Cluster, t
     )
     with replay:
         try:
-            time.sleep(5)  # the replay is under way
+            wait_until(lambda: cluster.moved() >= before + 1000, "the replay is under way", 60)
             cluster.hosts.do("crash", victim)
             crashed = time.monotonic()
             cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-crash", timeout=200)
@@ -286,34 +298,59 @@ def test_a_namenode_that_hangs_is_killed_before_another_takes_over(cluster: Clus
     wait_until(cluster.well, "every service runs", 240)
 
 
+def restarted(output: str) -> list[tuple[str, str]]:
+    """Which services on which hosts a playbook restarted, in this order."""
+    return re.findall(r"^(?:RUNNING HANDLER|TASK) \[(?:\w+ : )?Restart (\S+) on (\w+)\] \**\nchanged", output, re.MULTILINE)
+
+
+def processes(cluster: Cluster, service: str, hosts: list[str]) -> dict[str, str]:
+    """The process of a service on each of the hosts."""
+    return {host: cluster.on(host, f"systemctl show -p MainPID --value gridstead-{service}").strip() for host in hosts}
+
+
 def test_a_rolling_restart_restarts_each_service_of_a_component_once(cluster: Cluster) -> None:
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
-    pid = "systemctl show -p MainPID --value gridstead-kafka"
-    before = {host: cluster.on(host, pid) for host in MASTERS}
+    before = processes(cluster, "kafka", MASTERS)
     output = cluster.play("-e", "component=kafka", book="rolling-restart")
-    assert re.findall(r"kafka on (\w+), (\d) of 3", output) == [(host, str(number)) for number, host in enumerate(MASTERS, 1)]
-    assert all(cluster.on(host, pid) != before[host] for host in MASTERS)
+    assert restarted(output) == [("kafka", host) for host in MASTERS]
+    after = processes(cluster, "kafka", MASTERS)
+    assert all(after[host] not in ("0", before[host]) for host in MASTERS)
 
 
-def test_a_rolling_restart_restarts_the_active_namenode_last(cluster: Cluster) -> None:
-    active = cluster.active_namenode()
+def test_a_rolling_restart_of_hdfs_stops_no_namenode_but_the_one_it_restarts(cluster: Cluster) -> None:
+    active, before = cluster.active_namenode(), processes(cluster, "hdfs-namenode", MASTERS)
+    began = int(time.time())
     output = cluster.play("-e", "component=hdfs", book="rolling-restart")
-    restarted = re.findall(r"hdfs-namenode on (\w+), \d+ of", output)
-    assert sorted(restarted) == MASTERS and restarted[-1] == active
+    steps = restarted(output)
+    assert [host for service, host in steps if service == "hdfs-journalnode"] == MASTERS
+    namenodes = [host for service, host in steps if service == "hdfs-namenode"]
+    assert sorted(namenodes) == MASTERS and namenodes[-1] == active
     assert cluster.active_namenode() != active
+    for host in MASTERS:  # one that loses two of its three journals ends by itself, one that stays active is killed by the next
+        ended = cluster.on(host, f"journalctl -u gridstead-hdfs-namenode --no-pager --since @{began} | grep 'Main process exited' || :")
+        assert [line for line in ended.splitlines() if "status=143" not in line] == []
+    assert all(pid != before[host] for host, pid in processes(cluster, "hdfs-namenode", MASTERS).items())
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+
+
+def test_changed_configuration_restarts_one_host_after_another(cluster: Cluster) -> None:
+    before = processes(cluster, "kafka", MASTERS)
+    cluster.change("kafka_extra", {"log.retention.check.interval.ms": "240000"})
+    output = cluster.play(book="kafka")
+    assert restarted(output) == [("kafka", host) for host in MASTERS]
+    assert all(pid != before[host] for host, pid in processes(cluster, "kafka", MASTERS).items())
+    assert changed(cluster.play(book="kafka")) == 0
 
 
 def test_the_gate_stops_a_rolling_restart_before_it_begins(cluster: Cluster) -> None:
     stopped, others = MASTERS[2], MASTERS[:2]
-    pid = "systemctl show -p MainPID --value gridstead-kafka"
-    before = {host: cluster.on(host, pid) for host in others}
+    before = processes(cluster, "kafka", others)
     cluster.on(stopped, "systemctl stop gridstead-kafka")
     try:
         command = cluster.command("-e", "component=kafka", "-e", "gate_timeout=20", book="rolling-restart")
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode != 0 and "could not lose a host" in done.stdout and "Kafka" in done.stdout, done.stdout
-        assert {host: cluster.on(host, pid) for host in others} == before
+        assert processes(cluster, "kafka", others) == before
     finally:
         cluster.on(stopped, "systemctl start gridstead-kafka")
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
