@@ -9,7 +9,7 @@ export GRIDSTEAD_ROOT
 GRIDSTEAD := $(GRIDSTEAD_ROOT)/opt/gridstead/bin/gridstead
 INVENTORY ?= inventories/local
 PLAYBOOK = ansible-playbook -i $(INVENTORY)
-PYTEST = python -m pytest --junit-xml=build/$@.xml
+PYTEST = python -m pytest --durations=25 --durations-min=5 --junit-xml=build/$@.xml
 
 help: ## What there is
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import socket
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appliance import CAPTURE, Appliance, assert_served, bin_ends, statistics_of_packets, statistics_of_records, wait_until
 from gridstead import xrootd
+from gridstead.cli.broker import Broker
+from gridstead.config import load, stomp_client
 from gridstead.simulate import AccessSimulation, PacketSimulation
+from gridstead.sources import SOURCE_HEADER
 
 pytestmark = pytest.mark.appliance
 
@@ -67,6 +72,27 @@ def test_bad_input_never_stops_the_pipeline_and_is_kept_with_its_reason(applianc
     listed = appliance.json("dlq", "list")
     assert listed["count"] >= len(refused)
     assert all(letter["reason"] for letter in listed["last"])
+
+
+def test_a_dead_letter_is_replayed_as_it_came(appliance: Appliance) -> None:
+    """Refused as the header says, so only with the same header is it refused for the same reason again."""
+    config = load(appliance.config)
+    marker = f"of {random.SystemRandom().getrandbits(64):016x}"
+    with Broker(stomp_client(config)) as broker:
+        broker.send(config.stomp.raw_queue, [json.dumps({"tr_id": marker}).encode()], {SOURCE_HEADER: "fts"})
+
+    def letters() -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = appliance.json("dlq", "list", "--source", "stomp", "--last", "1000")["last"]
+        return [letter for letter in listed if marker.encode() in base64.b64decode(letter["raw_base64"] or "")]
+
+    first = wait_until(letters, "the message is a dead letter")[0]
+    assert appliance.json("dlq", "replay", first["place"])["messages"] == 1
+    again = wait_until(lambda: len(found := letters()) == 2 and found, "it is one again")
+    assert {(letter["header"], letter["reason"]) for letter in again} == {("fts", first["reason"])}
+    assert "tells no source" not in first["reason"]
+    assert appliance.json("dlq", "replay", first["place"]) == {
+        "packets": 0, "messages": 0, "replayed_before": 1, "not_replayable": 0, "dry_run": False, "places": []
+    }  # fmt: skip
 
 
 def test_the_smoke_tests_pass_and_write_junit(appliance: Appliance, tmp_path: Path) -> None:

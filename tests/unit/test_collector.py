@@ -265,7 +265,7 @@ def test_bad_packets_become_dead_letters_and_stop_nothing(daemon: Daemon) -> Non
     letters = [body for kind, _, body in daemon.rows() if kind == DEAD_LETTER]
     assert {base64.b64decode(letter["raw_base64"]) for letter in letters} == {*bad, negative}
     for letter in letters:
-        assert letter.keys() == {"reason", "source", "origin", "received_ms", "raw_base64", "truncated"}
+        assert letter.keys() == {"reason", "source", "origin", "received_ms", "header", "raw_base64", "truncated"}
         assert (letter["source"], letter["origin"], letter["truncated"]) == ("xrootd-udp", "127.0.0.1", False)
     assert "the header says 65535 bytes" in " ".join(letter["reason"] for letter in letters)
     assert letters[-1]["reason"].startswith("read bytes of close 1: -1 is negative (1 of 2 records refused")

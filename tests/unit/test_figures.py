@@ -31,16 +31,25 @@ def test_the_page_is_what_the_results_say() -> None:
 
 
 def test_results_are_taken_in_and_what_is_missing_is_marked(tmp_path: Path) -> None:
-    day = {"name": "1 day", "seconds": 77.5, "events": 20_000_000, "cpu_us_per_event": 6.1}
-    month = {"name": "30 days", "seconds": 200, "events": 30_000_000, "cpu_us_per_event": 7}
-    (tmp_path / "batch.json").write_text(json.dumps(result("batch", [day, month])))
+    def row(name: str, cpu: float, seconds: float = 1, events: int = 1_000_000) -> dict[str, Any]:
+        return {"name": name, "seconds": seconds, "events": events, "cpu_us_per_event": cpu, "documents": 1_500}
+
+    day = row("1 day", 6.1, 77.5, 20_000_000)
+    spark = [row(f"Spark: {name}", 5) for name in ("transfers", "access", "users", "presence")]
+    together = row("Spark: all statistics, doubles found once", 18)
+    many = [row("1 day of few events", 8, 10), row("7 days", 8, 50, 7_000_000), row("30 days", 7, 200, 30_000_000)]
+    rows = [day, *spark, row("Spark: transfers", 9), row("DuckDB: transfers", 2), together, *many]
+    (tmp_path / "batch.json").write_text(json.dumps(result("batch", rows)))
     assert figures("--reference", tmp_path, "add", tmp_path / "batch.json").returncode == 0
     page = (tmp_path / "figures.md").read_text()
-    assert "77.5 s for 20,000,000 events, 6.1 µs CPU an event" in page
+    assert "77.5 s for 20,000,000 events and 1,500 documents, 6.1 µs CPU an event" in page
+    assert "7.0 µs CPU an event, DuckDB 2.0 on the same files (3.5 times)" in page  # the median of two rounds
+    assert "18.0 µs CPU an event, one run for each 22.0" in page
+    assert "7 days 5.0 times the seconds and 7.0 times the CPU of 1, 30 days 20.0 times the seconds and 26.2 times" in page
     assert "not measured yet <!-- stream -->" in page and "<!-- batch -->" not in page
     assert figures("--reference", tmp_path, "--check").returncode == 0
     day["seconds"] = 80
-    (tmp_path / "batch.json").write_text(json.dumps(result("batch", [day, month])))
+    (tmp_path / "batch.json").write_text(json.dumps(result("batch", rows)))
     stale = figures("--reference", tmp_path, "--check", "add", tmp_path / "batch.json")
     assert stale.returncode == 1 and "is stale" in stale.stderr
 

@@ -24,6 +24,7 @@ from gridstead.cli.packets import PacketSender, SendError
 from gridstead.cli.session import EXIT_USAGE, Failure, Session, command, unreachable
 from gridstead.cli.units import exact, utc
 from gridstead.config import Config, stomp_client
+from gridstead.sources import SOURCE_HEADER
 
 GROUP = "gridstead-dlq-replay"
 _BATCH = 100
@@ -44,6 +45,7 @@ class Letter:
     received_ms: int
     raw: bytes | None
     truncated: bool
+    header: str | None = None
 
     @property
     def place(self) -> str:
@@ -58,6 +60,7 @@ class Letter:
             "source": self.source,
             "origin": self.origin,
             "received_ms": self.received_ms,
+            "header": self.header,
             "truncated": self.truncated,
             "bytes": None if self.raw is None else len(self.raw),
             "raw_base64": None if self.raw is None else base64.b64encode(self.raw).decode(),
@@ -70,8 +73,11 @@ def parse(partition: int, offset: int, value: bytes | None) -> Letter:
         record = json.loads(value or b"")
         raw = base64.b64decode(record["raw_base64"], validate=True)
         received = int(record.get("received_ms") or 0)
-        words = [str(record.get(name) or "unknown") for name in ("reason", "source", "origin")]
-        return Letter(partition, offset, words[0], words[1], words[2], received, raw, bool(record.get("truncated")))
+        header = record.get("header")
+        reason, source, origin = (str(record.get(name) or "unknown") for name in ("reason", "source", "origin"))
+        truncated = bool(record.get("truncated"))
+        said = None if header is None else str(header)
+        return Letter(partition, offset, reason, source, origin, received, raw, truncated, said)
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error, RecursionError) as error:
         reason = f"not a dead-letter record ({type(error).__name__}: {error})"
         return Letter(partition, offset, reason, "unknown", "unknown", 0, None, False)
@@ -262,8 +268,11 @@ def _send(session: Session, config: Config, progress: Progress, batch: list[Lett
             progress.commit(packets)
         if texts:
             with Broker(stomp_client(config)) as broker:
-                broker.send(config.stomp.raw_queue, [letter.raw or b"" for letter in texts])
-            progress.commit(texts)
+                for header in dict.fromkeys(letter.header for letter in texts):
+                    alike = [letter for letter in texts if letter.header == header]
+                    headers = None if header is None else {SOURCE_HEADER: header}
+                    broker.send(config.stomp.raw_queue, [letter.raw or b"" for letter in alike], headers)
+                    progress.commit(alike)
     except SendError as error:
         raise unreachable("The collector", error, "collector") from error
     except BrokerError as error:

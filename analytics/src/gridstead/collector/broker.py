@@ -354,16 +354,18 @@ def accept_messages(store: Store, frames: Sequence[Any], origin: str, max_messag
     """Normalise messages (objects with a ``body`` of bytes and ``headers``) and queue them in one commit, the bad ones
     as dead letters.
     """
-    outcomes: list[Event | tuple[str, bytes]] = []
+    outcomes: list[Event | tuple[str, bytes, str | None]] = []
     for message in frames:
         body: bytes = message.body or b""
+        header: str | None = message.headers.get(SOURCE_HEADER)
         if len(body) > max_message_bytes:
-            outcomes.append((f"message of {len(body)} bytes exceeds max_message_bytes = {max_message_bytes}", body))
+            reason = f"message of {len(body)} bytes exceeds max_message_bytes = {max_message_bytes}"
+            outcomes.append((reason, body, header))
             continue
         try:
-            outcomes.append(normalise_json(body, received_ms, message.headers.get(SOURCE_HEADER)))
+            outcomes.append(normalise_json(body, received_ms, header))
         except ValidationError as error:
-            outcomes.append((str(error), body))
+            outcomes.append((str(error), body, header))
     with store.transaction() as change:
         events: list[Event] = []
         for outcome in outcomes:
@@ -372,6 +374,7 @@ def accept_messages(store: Store, frames: Sequence[Any], origin: str, max_messag
                 continue
             change.add_events(events)
             events = []
-            change.add_dead_letter(outcome[0], "stomp", origin, received_ms, outcome[1])
+            reason, body, header = outcome
+            change.add_dead_letter(reason, "stomp", origin, received_ms, body, header)
         change.add_events(events)
         change.count("messages", len(outcomes))

@@ -272,9 +272,11 @@ class Transaction:
         self.count("events", len(rows))
         self._last_event_ms = max(self._last_event_ms, events[-1]["received_ms"])
 
-    def add_dead_letter(self, reason: str, source: str, origin: str, received_ms: int, raw: bytes) -> None:
-        """Queue what could not be decoded or validated: reason in words, the raw bytes whole up to 16 MiB."""
-        letter = dead_letter(reason, source, origin, received_ms, raw)
+    def add_dead_letter(
+        self, reason: str, source: str, origin: str, received_ms: int, raw: bytes, header: str | None = None
+    ) -> None:
+        """Queue what could not be decoded or validated; the arguments are those of :func:`dead_letter`."""
+        letter = dead_letter(reason, source, origin, received_ms, raw, header)
         digest = hashlib.sha256(raw).hexdigest()[:32]
         self._add([(DEAD_LETTER, digest, json.dumps(letter).encode("ascii"))])
         self.count("dead_letters")
@@ -350,13 +352,20 @@ class Transaction:
         self.count("files_evicted", gone)
 
 
-def dead_letter(reason: str, source: str, origin: str, received_ms: int, raw: bytes) -> dict[str, Any]:
-    """The dead-letter record; ``raw`` is kept whole up to 16 MiB, and ``truncated`` says whether it was longer."""
+def dead_letter(
+    reason: str, source: str, origin: str, received_ms: int, raw: bytes, header: str | None = None
+) -> dict[str, Any]:
+    """The dead-letter record: what was wrong in words, the entrance it came by, from where and when (ms), the bytes.
+
+    ``raw`` is kept whole up to 16 MiB, and ``truncated`` says whether it was longer. ``header`` is what the message's
+    :data:`~gridstead.sources.SOURCE_HEADER` said, without which a replay would not be the same message.
+    """
     return {
         "reason": reason,
         "source": source,
         "origin": origin,
         "received_ms": received_ms,
+        "header": header,
         "raw_base64": base64.b64encode(raw[:RAW_MAX_BYTES]).decode("ascii"),
         "truncated": len(raw) > RAW_MAX_BYTES,
     }
