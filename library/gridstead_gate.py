@@ -22,7 +22,7 @@ options:
     choices: [zookeeper, hdfs, yarn, kafka, elasticsearch, activemq, pipeline]
     default: [zookeeper, hdfs, yarn, kafka, elasticsearch, activemq, pipeline]
   timeout: {description: Seconds to wait; with 0 it looks once and only reports., type: int, default: 300}
-  datanodes: {description: DataNodes that must be in service., type: int, default: 1}
+  datanodes: {description: Addresses of the DataNodes that must be in service., type: list, elements: str, default: []}
   nodemanagers: {description: NodeManagers that must be active., type: int, default: 1}
   drained: {description: Address of a host whose DataNode must have handed everything over and may then be down., type: str}
 author: [Gridstead]
@@ -57,7 +57,7 @@ PARTS = ["zookeeper", "hdfs", "yarn", "kafka", "elasticsearch", "activemq", "pip
 LOOKS = 2  # good looks in a row: a server that was just stopped may still be counted
 PAUSE = 4  # seconds between them
 LATE = 10  # seconds since a DataNode's last heartbeat; it sends one each second
-FIRST = 5  # so many partitions or dead nodes are named, of more the number is said
+FIRST = 5  # so many partitions or brokers are named, of more the number is said
 
 
 def fetch(url):
@@ -88,18 +88,22 @@ def one_active(what, states, active, standby):
 
 
 def judge_datanodes(nodes, wanted, drained):
-    """Say what is wrong with the DataNodes that an active NameNode counts as live; return that, and the space of those in service."""
-    troubles, serving = [], {}
-    for name, node in sorted(nodes.items()):
-        host, state = name.rsplit(":", 1)[0], node["adminState"]
-        if state == "In Service" and host != drained:
+    """Say what is wrong with DataNodes, by the active NameNode's list of live ones; return that, and the space of those in service.
+
+    Others than the wanted are not looked at: of one that left the cluster the NameNode knows until it is restarted.
+    """
+    by_host = {name.rsplit(":", 1)[0]: node for name, node in nodes.items()}
+    troubles = ["the DataNode on %s is not there" % host for host in sorted(set(wanted) - set(by_host))]
+    serving = {}
+    for host, node in sorted(by_host.items()):
+        if host == drained and node["adminState"] != "Decommissioned":
+            troubles.append("the DataNode on %s still hands its blocks over (%s)" % (host, node["adminState"]))
+        elif host in wanted and node["adminState"] != "In Service":
+            troubles.append("the DataNode on %s is not in service (%s)" % (host, node["adminState"]))
+        elif host in wanted and node["lastContact"] > LATE:
+            troubles.append("the DataNode on %s was last heard of %d s ago" % (host, node["lastContact"]))
+        if node["adminState"] == "In Service":
             serving[host] = {"used": node["used"], "remaining": node["remaining"]}
-            if node["lastContact"] > LATE:
-                troubles.append("the DataNode on %s was last heard of %d s ago" % (host, node["lastContact"]))
-        elif state != "Decommissioned":
-            troubles.append("the DataNode on %s still hands its blocks over (%s)" % (host, state))
-    if len(serving) < wanted:
-        troubles.append("HDFS: %d DataNodes are in service, of %d" % (len(serving), wanted))
     return troubles, serving
 
 
@@ -213,9 +217,6 @@ class Gate:
         self.troubles += troubles
         for journal in json.loads(bean["NameJournalStatus"]):
             self.troubles += judge_journals(journal["stream"])
-        dead = [name for name, node in json.loads(bean["DeadNodes"]).items() if not node["decommissioned"]]
-        if dead:
-            self.troubles.append("HDFS: dead DataNodes are %s" % some(dead))
 
     def yarn(self):
         """Ask the ResourceManagers and the health of the NodeManagers."""
@@ -232,6 +233,8 @@ class Gate:
                     metrics = fetch("http://%s/ws/v1/cluster/metrics" % address)["clusterMetrics"]
                     if metrics["activeNodes"] < wanted:
                         self.troubles.append("YARN: %d NodeManagers are active, of %d" % (metrics["activeNodes"], wanted))
+                    if metrics["decommissioningNodes"]:
+                        self.troubles.append("YARN: %d NodeManagers still have containers to finish" % metrics["decommissioningNodes"])
                     if metrics["unhealthyNodes"]:
                         self.troubles.append("YARN: %d NodeManagers are unhealthy" % metrics["unhealthyNodes"])
             except (OSError, ValueError) as error:
@@ -314,7 +317,7 @@ def main():
             "library": {"type": "path", "required": True},
             "parts": {"type": "list", "elements": "str", "choices": PARTS, "default": PARTS},
             "timeout": {"type": "int", "default": 300},
-            "datanodes": {"type": "int", "default": 1},
+            "datanodes": {"type": "list", "elements": "str", "default": []},
             "nodemanagers": {"type": "int", "default": 1},
             "drained": {"type": "str"},
         },

@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: gridstead_service
 short_description: One supervised service, by supervisord or by systemd
 description:
-  - Starts, restarts or stops a service that the role C(service) has defined.
+  - Starts, restarts or stops a service that the role C(service) has defined. One that is stopped is not started at boot either.
   - The launcher of a service writes the digest of itself and of its configuration when it starts. With I(state=started)
     the module compares this with the digest of the files as they are now and reports C(changed) and C(restart_needed)
     where they differ, so that a restart that an interrupted playbook owes is made by the next run.
@@ -98,6 +98,13 @@ class Supervisord:
         if code:
             self.module.fail_json(msg="supervisord does not take the definition of %s: %s" % (self.name, out))
 
+    def enabled(self):
+        """Tell whether the program is started with the supervisor, which it is whenever it is defined."""
+        return False
+
+    def disable(self):
+        """Leave the definition, which the role owns."""
+
     def act(self, verb):
         """Start or stop the program."""
         code, out = self.control(verb, self.name)
@@ -117,6 +124,15 @@ class Systemd:
         """Tell whether the unit is up, or on its way up."""
         _code, out, _err = self.module.run_command(["systemctl", "show", "-p", "ActiveState", "--value", self.name])
         return out.strip() in ("active", "activating", "reloading")
+
+    def enabled(self):
+        """Tell whether the unit is started at boot."""
+        _code, out, _err = self.module.run_command(["systemctl", "is-enabled", self.name])
+        return out.strip() == "enabled"
+
+    def disable(self):
+        """Not start the unit at boot."""
+        self.module.run_command(["systemctl", "disable", self.name], check_rc=True)
 
     def load(self):
         """Make systemd read a new or changed unit, and enable it."""
@@ -174,7 +190,7 @@ def main():
     start = not running and state != "stopped"
     force = module.params["force"]
     restart = running and (stale or force) and state == "restarted"
-    stop = running and state == "stopped"
+    stop = state == "stopped" and (running or service.enabled())
     if not module.check_mode:
         if start:
             if os.path.exists(digest_file):
@@ -193,6 +209,7 @@ def main():
             wait(module, "start", current)
         if stop:
             service.act("stop")
+            service.disable()
             wait(module, "stop", lambda: not service.running())
     module.exit_json(changed=start or restart or stop or restart_needed, running=running, restart_needed=restart_needed)
 

@@ -46,20 +46,22 @@ def test_a_journalnode_that_writes_nothing_until_the_next_segment_is_named(repor
     assert ["10.0.0.3:8485" in trouble for trouble in found] == ([True] if lacking else [])
 
 
-def test_datanodes_in_service_are_counted_and_one_that_is_silent_is_named() -> None:
-    nodes = {"w1:9866": datanode(), "w2:9866": datanode(), "w3:9866": datanode(heard_s=60)}
-    troubles, serving = gate.judge_datanodes(nodes, 3, None)
-    assert troubles == ["the DataNode on w3 was last heard of 60 s ago"]
-    assert serving["w1"] == {"used": 5, "remaining": 7} and len(serving) == 3
-    troubles, _serving = gate.judge_datanodes({"w1:9866": datanode()}, 3, None)
-    assert troubles == ["HDFS: 1 DataNodes are in service, of 3"]
+def test_datanodes_that_are_silent_or_missing_are_named() -> None:
+    nodes = {"w1:9866": datanode(), "w2:9866": datanode("Decommissioned"), "w3:9866": datanode(heard_s=60)}
+    troubles, serving = gate.judge_datanodes(nodes, ["w1", "w2", "w3", "w4"], None)
+    assert troubles == [
+        "the DataNode on w4 is not there",
+        "the DataNode on w2 is not in service (Decommissioned)",
+        "the DataNode on w3 was last heard of 60 s ago",
+    ]
+    assert serving["w1"] == {"used": 5, "remaining": 7} and set(serving) == {"w1", "w3"}
+    assert gate.judge_datanodes(nodes, ["w1"], None)[0] == []
 
 
 @pytest.mark.parametrize(("state", "drained"), [("Decommission In Progress", False), ("In Service", False), ("Decommissioned", True)])
 def test_a_node_is_drained_when_hdfs_says_so(state: str, drained: bool) -> None:
-    troubles, serving = gate.judge_datanodes({"w1:9866": datanode(), "w2:9866": datanode(state)}, 1, "w2")
+    troubles, _serving = gate.judge_datanodes({"w1:9866": datanode(), "w2:9866": datanode(state)}, ["w1"], "w2")
     assert bool(troubles) != drained
-    assert list(serving) == ["w1"]
 
 
 def test_partitions_without_leader_or_copy_are_named_and_many_are_counted() -> None:
