@@ -75,6 +75,25 @@ ec2-start: bootstrap ## Start them again
 ec2-down: bootstrap ## Remove the cluster of CLUSTER=FILE with its data, after asking for its name
 	@$(EC2) playbooks/ec2-down.yml
 
+charts: bootstrap ## Make the charts of Helm in build/charts
+	@python tools/charts.py build
+	@echo 'Next: helm install gridstead build/charts/gridstead; docs/operations/kubernetes.md'
+
+IMAGES ?= build/images
+KUBE = python tests/lab/kube.py
+
+images: bundle ## Build the images of the containers, or PUSH=registry/prefix the ones that are built
+	@mkdir -p build
+	@images/build.py --output $(IMAGES) $(if $(PUSH),--push $(PUSH))
+
+kube-up: bootstrap ## A Kubernetes on this machine, of NODES=3 nodes, with the images that are built
+	@$(KUBE) up $(if $(NODES),--nodes $(NODES))
+	@test ! -e $(IMAGES)/index.json || $(KUBE) load $(IMAGES)
+	@echo "Next: export KUBECONFIG=$$($(KUBE) kubeconfig)"
+
+kube-down: bootstrap ## Remove it without a trace
+	@$(KUBE) down
+
 test-environment: bundle
 	@tools/test-environment.sh
 
@@ -82,7 +101,7 @@ lint: test-environment ## Every linter
 	ruff check .
 	yamllint --strict .
 	ansible-lint --offline
-	shellcheck .ci/run tools/*.sh tests/lab/*.sh roles/*/files/*.sh
+	shellcheck .ci/run tools/*.sh tests/lab/*.sh images/files/run roles/*/files/*.sh charts/*/files/*.sh
 	mypy
 
 test: lint ## Every test that fits this machine's time: unit, roles, integration, faults
@@ -93,11 +112,12 @@ test-all: lint ## Every test, also those of whole systems on hosts of their own
 	@mkdir -p build
 	$(PYTEST)
 
-docs: test-environment ## Write the roles' READMEs and the data dictionary anew
+docs: test-environment ## Write the roles' READMEs, the data dictionary and the values of the charts anew
 	python tools/role_docs.py
 	python tools/data_dictionary.py
+	python tools/charts.py docs
 
 lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in
 	@tools/lock.sh
 
-.PHONY: ec2-plan ec2-up ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment lint test test-all docs lock
+.PHONY: images kube-up kube-down ec2-plan ec2-up ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment charts lint test test-all docs lock

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gridstead import sources, xrootd
 from gridstead.config import load, pseudonym_keys
@@ -201,8 +201,18 @@ def bin_ends(expected: Statistics) -> Sequence[int]:
     return sorted({int(key.rpartition("|")[2]) for rows in expected.values() for key in rows})
 
 
+class Served(Protocol):
+    """Where served documents are read: an appliance, or a release on Kubernetes."""
+
+    def refresh(self) -> None:
+        """Make visible what was written."""
+
+    def documents(self, from_ms: int, to_ms: int, statistic: str = "transfers") -> dict[str, dict[str, Any]]:
+        """Served documents of a statistic whose bin ends in (from_ms, to_ms], by id."""
+
+
 def assert_served(
-    appliance: Appliance,
+    appliance: Served,
     expected: Statistics,
     from_ms: int,
     to_ms: int,
@@ -229,7 +239,7 @@ def assert_served(
 
 
 def _different(
-    appliance: Appliance,
+    appliance: Served,
     name: str,
     wanted: Mapping[str, tuple[int, ...]],
     from_ms: int,

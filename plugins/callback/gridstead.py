@@ -24,7 +24,7 @@ requirements:
 EVERY = 10
 
 
-class CallbackModule(Default):  # type: ignore[misc]
+class CallbackModule(Default):
     """The default callback but for the lines of tasks with ``until``."""
 
     CALLBACK_NAME = "gridstead"

@@ -2,7 +2,8 @@
 # Boots one host: runs as PID 1 of namespaces of its own, lays the host's file systems, and becomes its systemd.
 # The holder gives it a network meanwhile: it reads our process id from our output, and answers with a line.
 set -eu
-name=$1 image=$2 files=$3 address=$4 gateway=$5 withheld=$6
+name=$1 image=$2 files=$3 address=$4 gateway=$5 withheld=$6 init=/sbin/init
+shift 6 # what is left is a script for another kind of host, which may set init, and its arguments
 read -r pid _ </proc/self/stat # /proc is still the machine's, so this is our process id as the machine knows it
 echo "$pid"
 read -r _
@@ -49,10 +50,16 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 cat /proc/sys/kernel/random/uuid >"$root/run/boot_id"
 mount --bind -o ro "$root/run/boot_id" "$root/proc/sys/kernel/random/boot_id"
 
+if [ $# -gt 0 ]; then
+  # shellcheck source=tests/lab/kube-boot.sh
+  . "$1"
+fi
+
 cd "$root"
 mkdir -p .machine
 pivot_root . .machine
 umount -l /.machine
 rmdir /.machine
+# shellcheck disable=SC2086 # init may have arguments
 exec setpriv --bounding-set "$withheld" \
-  env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /sbin/init </dev/null
+  env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin $init </dev/null

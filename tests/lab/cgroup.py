@@ -19,16 +19,32 @@ def hierarchy() -> Path:
     raise LabError("this machine has not mounted cgroup2", "run the lab on a machine with a unified or hybrid cgroup hierarchy")
 
 
+def former_hierarchies() -> list[Path]:
+    """Where a machine with hybrid control groups has mounted the hierarchies of single controllers."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(where) for _device, where, kind, *_ in mounts if kind == "cgroup"]
+
+
 class Group:
     """One control group, known by its path below the hierarchy."""
 
     def __init__(self, *names: str) -> None:
         """Name the group; it need not exist."""
         self.path = hierarchy().joinpath(*names)
+        self._twins = [where.joinpath(*names) for where in former_hierarchies()]
 
     def create(self) -> None:
         """Create the group; what controllers its parent has, hosts below it have too."""
         self.path.mkdir(exist_ok=True)
+
+    def create_twins(self) -> None:
+        """Create its twins in the hierarchies of single controllers, for what manages these itself."""
+        for twin in self._twins:
+            for folder in (twin.parent, twin):
+                folder.mkdir(exist_ok=True)
+                for name in ("cpuset.cpus", "cpuset.mems"):  # empty in a new group, which then takes no process
+                    if (folder / name).exists() and not (folder / name).read_text().strip():
+                        (folder / name).write_text((folder.parent / name).read_text())
 
     def share_controllers(self) -> None:
         """Let the groups below this one limit what this one may limit; a group that does so holds no process itself."""
@@ -39,12 +55,14 @@ class Group:
     def take(self, pid: int) -> None:
         """Move a process into the group."""
         (self.path / "cgroup.procs").write_text(str(pid))
+        for twin in self._twins:
+            if twin.is_dir():
+                (twin / "cgroup.procs").write_text(str(pid))
 
     def remove(self, timeout_s: float = 20) -> None:
         """Kill whatever is in the group and below, and remove it."""
-        if not self.path.is_dir():
-            return
-        (self.path / "cgroup.kill").write_text("1")
+        if self.path.is_dir():
+            (self.path / "cgroup.kill").write_text("1")
         deadline = time.monotonic() + timeout_s
         while self._remove_tree():
             if time.monotonic() > deadline:
@@ -54,11 +72,12 @@ class Group:
     def _remove_tree(self) -> bool:
         """Remove the directories, innermost first; return whether any is left because a process is still going away."""
         left = False
-        for folder, _folders, _files in os.walk(self.path, topdown=False):
-            try:
-                os.rmdir(folder)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                left = True
+        for path in (self.path, *self._twins):
+            for folder, _folders, _files in os.walk(path, topdown=False):
+                try:
+                    os.rmdir(folder)
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    left = True
         return left

@@ -18,10 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import gate
 import kernel
 import packages
 from errors import LabError, run
 from host import Host
+from kube_node import Node
 from network import Network
 from state import FIRST_HOST, GATEWAY_NAME, MOST_HOSTS, Lab, check_name
 
@@ -43,8 +45,9 @@ class Holder:
         if len(self.hosts) + len(names) > MOST_HOSTS:
             raise LabError(f"a lab has at most {MOST_HOSTS} hosts", "lab.py --lab ANOTHER create …")
         free = (number for number in range(FIRST_HOST, 255) if number not in {host.number for host in self.hosts.values()})
+        kind = Node if "programs" in self.lab.definition else Host
         for name in names:
-            host = Host(self.lab, check_name("host", name), next(free))
+            host = kind(self.lab, check_name("host", name), next(free))
             host.prepare()
             self.hosts[name] = host
         self._publish()
@@ -108,6 +111,7 @@ class Holder:
                 "address": host.address,
                 "pid": host.pid if host.root else None,
                 "ended": host.ended,
+                "node": isinstance(host, Node),
                 "connected": host.connected,
                 "separated": sorted(
                     by_number[number] for pair in self.network.partitions if host.number in pair for number in pair - {host.number}
@@ -219,6 +223,7 @@ def main() -> None:
     if not os.path.samestat(os.fstat(lock), os.stat(lab.lock)):
         sys.exit("the lab was destroyed while it started")
     machine = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    way_in = gate.listen(lab) if "gate" in lab.definition else None
     kernel.leave_network()
     network = Network(lab.subnet)
     network.up()
@@ -227,6 +232,8 @@ def main() -> None:
     holder = os.fork()
     if holder == 0:
         proxy.socket.close()
+        if way_in:
+            way_in.close()
         kernel.die_with_parent(monitor, signal.SIGTERM)
         try:
             hold(lab, network, lock, ready)
@@ -236,6 +243,8 @@ def main() -> None:
     os.close(ready)
     kernel.enter_network(f"/proc/self/fd/{machine}")
     packages.serve(proxy)
+    if way_in:
+        gate.serve(way_in, lab, holder)
     os.waitpid(holder, 0)
     lab.wipe()
 

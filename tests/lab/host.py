@@ -34,6 +34,7 @@ class Host:
     pid: int | None = None
     """PID 1 of the host, as the machine knows it."""
     ended: str = "never started"
+    withheld: str = WITHHELD
     _asked: str = ""
     _parent: subprocess.Popen[str] | None = field(default=None, repr=False)
 
@@ -91,8 +92,8 @@ class Host:
         others = [line for line in path.read_text().splitlines() if not line.endswith(ours)] if path.exists() else ["127.0.0.1 localhost"]
         path.write_text("".join(f"{line}\n" for line in others + [f"{address} {name}{ours}" for name, address in names.items()]))
 
-    def boot(self) -> int:
-        """Start the host up to where it waits for a network; return its PID 1."""
+    def boot(self, *further: str) -> int:
+        """Start the host up to where it waits for a network; return its PID 1. `boot.sh` is given further arguments."""
         self.group.create()
         holder, group = os.getpid(), self.group
 
@@ -104,7 +105,15 @@ class Host:
         subnet = self.lab.subnet
         self._parent = subprocess.Popen(
             ["unshare", "--fork", "--kill-child", *namespaces, "sh", str(BOOT)]
-            + [self.name, self.lab.definition["image"], str(self.files), f"{self.address}/{subnet.prefixlen}", self.lab.gateway, WITHHELD],
+            + [
+                self.name,
+                self.lab.definition["image"],
+                str(self.files),
+                f"{self.address}/{subnet.prefixlen}",
+                self.lab.gateway,
+                self.withheld,
+            ]
+            + list(further),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

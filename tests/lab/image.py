@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import inspect
 import os
@@ -10,8 +9,6 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +89,7 @@ def build() -> Path:
     """Return the image; build it first if it is not there. Another that builds it at the same time is waited for."""
     require_programs()
     image = path()
-    with _exclusive(image.parent):
+    with state.exclusive(image.parent):
         if not image.is_dir():
             _build(image)
             _forget_former(image)
@@ -142,15 +139,3 @@ def _forget_former(image: Path) -> None:
     for other in image.parent.glob(f"{SUITE}-*"):
         if other != image and other not in used:
             run(["rm", "-rf", "--one-file-system", str(other)], timeout_s=120)
-
-
-@contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    """Let one process at a time build an image."""
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

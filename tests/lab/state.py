@@ -100,9 +100,9 @@ class Lab:
         """What the lab was made with."""
         return dict(json.loads((self.directory / "lab.json").read_text()))
 
-    def create(self, image: str) -> None:
-        """Make the directory, the first free subnet and the key of the lab; refuse a name that is taken."""
-        with _exclusive():
+    def create(self, image: str, **settings: Any) -> None:
+        """Make the directory and find the first free subnet of the lab; refuse a name that is taken. A cluster has further settings."""
+        with exclusive(ROOT / "labs"):
             if self.exists:
                 raise LabError(f"something of a lab {self.name} is still there", f"{self.command} destroy")
             taken = {str(lab.subnet) for lab in all_labs() if (lab.directory / "lab.json").exists()}
@@ -111,7 +111,11 @@ class Lab:
                 raise LabError(f"every subnet of {NETWORK} has a lab", "lab.py list, and destroy some")
             self.directory.mkdir(parents=True, mode=0o700)
             self.lock.touch()
-            (self.directory / "lab.json").write_text(json.dumps({"subnet": str(free), "image": image}))
+            (self.directory / "lab.json").write_text(json.dumps({"subnet": str(free), "image": image, **settings}))
+
+    def define(self, **settings: Any) -> None:
+        """Add to what the lab was made with, before it runs."""
+        (self.directory / "lab.json").write_text(json.dumps({**self.definition, **settings}))
 
     def wipe(self) -> None:
         """Kill whatever is left in the lab's control group and remove its files. Safe to repeat, and by several at once."""
@@ -132,10 +136,10 @@ def all_labs() -> Iterator[Lab]:
 
 
 @contextmanager
-def _exclusive() -> Iterator[None]:
-    """Let one process at a time give out subnets."""
-    (ROOT / "labs").mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(ROOT / "labs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def exclusive(directory: Path) -> Iterator[None]:
+    """Let one process at a time do what it does in a directory, which is made if it is not there: give out subnets, build what is kept."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

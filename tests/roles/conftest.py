@@ -23,7 +23,9 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))  # role_files.py
-from role_files import ROLES, ROOT, Rendered, defaults_of, handlers_of, options_of, service_tasks
+from play import launchers
+
+from role_files import ROLES, ROOT, Rendered, defaults_of, handlers_of, options_of
 
 SUPERVISORCTL = """\
 import configparser, pathlib, subprocess, sys
@@ -88,7 +90,7 @@ def pack(bundle: Path, programs: Path) -> None:
 def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
     """Compose the play: every role's configuration, its arguments checked, its processes handed to the role `service`."""
     group = grp.getgrgid(os.getgid()).gr_name
-    names = [role.name for role in ROLES if service_tasks(role)]
+    names = [role.name for role in ROLES if launchers(role.name)]
     tasks: list[dict[str, Any]] = []
     for name, entry in ENTRY_POINTS.items():
         include = {"name": name, "tasks_from": entry, "public": True}
@@ -99,7 +101,7 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
     for role in (ROOT / "roles" / name for name in names):
         check = {"argument_spec": options_of(role), "validate_args_context": {"name": role.name}}
         tasks.append({"name": f"Check {role.name}", "ansible.builtin.validate_argument_spec": check})
-        tasks += service_tasks(role)
+        tasks += launchers(role.name)
     handlers = [handler for role in ROLES for handler in handlers_of(role)]
     unit = {**defaults_of(ROOT / "roles" / "service"), "service_name": "unit", "service_user": "someone", "service_stop_timeout": 45}
     template = {"src": str(ROOT / "roles/service/templates/systemd.j2"), "dest": f"{root}/etc/unit.service", "mode": "0644"}

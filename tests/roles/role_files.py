@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,27 +30,9 @@ def options_of(role: Path) -> dict[str, Any]:
     return dict(load(role / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"])
 
 
-def tasks_in(tasks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the tasks of a file, those within blocks too."""
-    for task in tasks:
-        yield task
-        for part in ("block", "rescue", "always"):
-            yield from tasks_in(task.get(part, []))
-
-
 def handlers_of(role: Path) -> list[dict[str, Any]]:
     """Return the handlers of a role."""
     return [handler for path in role.glob("handlers/main.yml") for handler in load(path)]
-
-
-def service_tasks(role: Path) -> list[dict[str, Any]]:
-    """Return the tasks by which a role hands its processes to the role `service`."""
-    found = []
-    for path in sorted(role.glob("tasks/*.yml")):
-        for task in tasks_in(load(path) or []):
-            if (task.get("ansible.builtin.include_role") or {}).get("name") == "service":
-                found.append(task)
-    return found
 
 
 @dataclass

@@ -118,6 +118,12 @@ def test_a_log_is_read_where_the_supervisor_keeps_it(tmp_path: Path) -> None:
     appliance = dataclasses.replace(embedded.appliance, supervisor="systemd")
     on_host = dataclasses.replace(embedded, appliance=appliance)
     assert supervision.log_command(on_host, service)[:2] == ["journalctl", f"--unit=gridstead-{service.name}"]
+    released = dataclasses.replace(embedded, appliance=dataclasses.replace(embedded.appliance, name="r", supervisor="container"))
+    selector = f"app.kubernetes.io/instance=r,app.kubernetes.io/component={service.name}"
+    assert supervision.log_command(released, service) == ["kubectl", "logs", "-l", selector, "--tail=50"]
+    [told] = supervision.log_tail(released, service.name)
+    assert "this is not a pod with a service account" in told and selector in told
+    assert supervision.supervised(released) == {}
 
 
 def test_checks_by_network() -> None:

@@ -40,7 +40,7 @@ def test_all_faults_come_at_once_each_with_file_key_and_remedy(file: Path) -> No
     assert all(problem.startswith(f"{file}: ") for problem in problems)
     for part in (
         "appliance.name is 7, not a string: write it in quotes",
-        "appliance.supervisor is 'cron': use one of supervisord, systemd",
+        "appliance.supervisor is 'cron': use one of supervisord, systemd, container",
         "appliance.logdir is not a known key (did you mean log_dir?)",
         "bridge.batch_messages is 0, out of range: use 1 or more",
         "kafka.client is missing",

@@ -62,7 +62,7 @@ class Appliance:
     run_dir: str = _key()
     data_dir: str = _key()
     opt_dir: str = _key()
-    supervisor: str = _key("supervisord", one_of=("supervisord", "systemd"))
+    supervisor: str = _key("supervisord", one_of=("supervisord", "systemd", "container"))
     supervisorctl: tuple[str, ...] = _key(("supervisorctl",))
     java_home: str = _key("", empty=True)
 
@@ -78,12 +78,13 @@ class Hadoop:
 
 @dataclass(frozen=True, kw_only=True)
 class Spark:
-    """[spark]: SPARK_HOME, the driver's Python and its library path."""
+    """[spark]: SPARK_HOME, the driver's Python and its library path, and where jobs run that are not told."""
 
     home: str = _key()
     python: str = _key("python3")
     pythonpath: str = _key("", empty=True)
     conf_dir: str = _key()
+    master: str = _key("yarn")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,26 +24,15 @@ def archive() -> None:
     """Show, verify, compact and trim the archive of events on HDFS."""
 
 
-def _job_options(function: Any) -> Any:
-    options = (
-        click.option("--release", "version", metavar="VERSION", help="A release on HDFS (default: the current one)."),
-        click.option("--master", default="yarn", show_default=True, help="yarn, or local[N] for this machine alone."),
-        click.option("--verbose", "-v", is_flag=True, help="Show the log of the job as it comes."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
 @archive.command(
     epilog="""\b
 Examples:
   gridstead archive verify
   gridstead archive verify --json | jq -r '.findings[]'"""
 )
-@_job_options
+@sparkrun.job_options
 @command
-def verify(session: Session, version: str | None, master: str, verbose: bool) -> None:
+def verify(session: Session, version: str | None, master: str | None, verbose: bool) -> None:
     """Read every file, count every row, and check that each position of the log is there once.
 
     Reads the whole archive and changes nothing; exit code 1 where something is wrong.
@@ -61,9 +50,9 @@ Examples:
   gridstead archive compact
   gridstead archive compact --master local[2]"""
 )
-@_job_options
+@sparkrun.job_options
 @command
-def compact(session: Session, version: str | None, master: str, verbose: bool) -> None:
+def compact(session: Session, version: str | None, master: str | None, verbose: bool) -> None:
     """Merge the stream's small files into large ones, and delete those that were merged a day ago (archive.grace_h).
 
     The stream and readers go on meanwhile. It may be stopped and started again at any time.
@@ -79,9 +68,9 @@ def compact(session: Session, version: str | None, master: str, verbose: bool) -
 Examples:
   gridstead archive retain    by archive.retention_days and archive.malformed_retention_days in gridstead.toml"""
 )
-@_job_options
+@sparkrun.job_options
 @command
-def retain(session: Session, version: str | None, master: str, verbose: bool) -> None:
+def retain(session: Session, version: str | None, master: str | None, verbose: bool) -> None:
     """Give up the days that are older than configured.
 
     What is given up counts no longer at once, and is deleted by a run a day later (archive.grace_h). Nothing is given
@@ -101,7 +90,7 @@ Examples:
 @click.argument("partition", type=click.IntRange(0))
 @click.argument("offset", type=click.IntRange(1))
 @click.option("--yes", is_flag=True, help="Do it: the records before OFFSET will never be archived.")
-@_job_options
+@sparkrun.job_options
 @command
 def accept_gap(
     session: Session,
@@ -110,7 +99,7 @@ def accept_gap(
     offset: int,
     yes: bool,
     version: str | None,
-    master: str,
+    master: str | None,
     verbose: bool,
 ) -> None:
     """Let the archive go on at OFFSET although it lacks records before it, which Kafka has no longer.
@@ -194,9 +183,10 @@ def _after(paths: Iterable[str], directory: str) -> list[str]:
 
 
 def _job(
-    session: Session, title: str, arguments: list[str], version: str | None, master: str, verbose: bool
+    session: Session, title: str, arguments: list[str], version: str | None, master: str | None, verbose: bool
 ) -> tuple[dict[str, Any], str | None]:
     config = session.config
+    master = master or config.spark.master
     used = sparkrun.chosen_version(config, version, master)
     try:
         line = spark_submit_command(config, "archive", arguments, master, "client", used)

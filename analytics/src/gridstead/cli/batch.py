@@ -31,12 +31,10 @@ Examples:
 @click.option("--from", "first", type=Day(), required=True, help="First day, UTC: 2025-06-03, yesterday, today.")
 @click.option("--to", "last", type=Day(), required=True, help="Last day, included.")
 @click.option("--output", metavar="PATH", help="Write Parquet to this path on HDFS; what is served stays as it is.")
-@click.option("--release", "version", metavar="VERSION", help="A release on HDFS (default: the current one).")
-@click.option("--master", default="yarn", show_default=True, help="yarn, or local[N] for this machine alone.")
-@click.option("--verbose", "-v", is_flag=True, help="Show the log of the job as it comes.")
+@sparkrun.job_options
 @command
 def run(
-    session: Session, first: str, last: str, output: str | None, version: str | None, master: str, verbose: bool
+    session: Session, first: str, last: str, output: str | None, version: str | None, master: str | None, verbose: bool
 ) -> None:
     """Compute the statistics of the bins of these days, and merge them into what is served.
 
@@ -52,10 +50,11 @@ def run(
 
 
 def submit_batch(
-    session: Session, title: str, arguments: list[str], version: str | None, master: str, verbose: bool
+    session: Session, title: str, arguments: list[str], version: str | None, master: str | None, verbose: bool
 ) -> None:
     """Run the job ``batch`` with progress, and print its summary. Raises Failure."""
     config = session.config
+    master = master or config.spark.master
     used = sparkrun.chosen_version(config, version, master)
     try:
         line = spark_submit_command(config, "batch", arguments, master, "client", used)

@@ -103,6 +103,8 @@ def examine(config: Config) -> Iterator[Finding]:
         yield from early(config)
     patient = Patient(config)
     for name, service, check, sentence in _CHECKS:
+        if config.appliance.supervisor == "container" and service and config.service(service) is None:
+            continue  # a release has no YARN, and Kubernetes is its scheduler
         if patient.is_sick(service):
             yield Finding(name, Verdict.NOTE, f"not examined, because {service} is not healthy")
             continue
@@ -145,7 +147,8 @@ def _java(config: Config) -> Iterator[Finding]:
 
 def _disk(config: Config) -> Iterator[Finding]:
     seen: set[int] = set()
-    for directory in (config.appliance.data_dir, config.collector.data_dir, config.appliance.log_dir):
+    ours = (config.appliance.data_dir, config.collector.data_dir, config.appliance.log_dir)
+    for directory in ours[:1] if config.appliance.supervisor == "container" else ours:  # a pod has no others' volumes
         try:
             device = Path(directory).stat().st_dev
             usage = shutil.disk_usage(directory)
@@ -167,7 +170,10 @@ def _services(patient: Patient) -> Iterator[Finding]:
     if not config.services:
         yield Finding("services", Verdict.WRONG, f"{config.path} names no [[services]]", "make up")
     if config.services and all(state.state == "unknown" for state in patient.services):
-        asked = "systemctl" if config.appliance.supervisor == "systemd" else " ".join(config.appliance.supervisorctl)
+        asked = {
+            "systemd": "systemctl",
+            "container": "the API server of Kubernetes, by this pod's service account",
+        }.get(config.appliance.supervisor, " ".join(config.appliance.supervisorctl))
         yield Finding("services", Verdict.WRONG, f"the supervisor does not answer ({asked})", "make up")
     for state in patient.services:
         service = config.service(state.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from gridstead.cli import sparkrun
 from gridstead.cli.batch import submit_batch
 from gridstead.cli.session import Session, command
 
@@ -14,11 +15,9 @@ Examples:
   gridstead rebuild
   gridstead rebuild --master 'local[2]' --verbose"""
 )
-@click.option("--release", "version", metavar="VERSION", help="A release on HDFS (default: the current one).")
-@click.option("--master", default="yarn", show_default=True, help="yarn, or local[N] for this machine alone.")
-@click.option("--verbose", "-v", is_flag=True, help="Show the log of the job as it comes.")
+@sparkrun.job_options
 @command
-def rebuild(session: Session, version: str | None, master: str, verbose: bool) -> None:
+def rebuild(session: Session, version: str | None, master: str | None, verbose: bool) -> None:
     """Compute all days of the archive into fresh indices, and show them to readers in one step.
 
     Readers see the present documents until then, and the stream goes on. Stopped or killed, it leaves what is served

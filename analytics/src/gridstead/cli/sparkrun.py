@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import IO, Any
 
+import click
 from rich.status import Status
 
 from gridstead.cli.session import EXIT_UNREACHABLE, Failure, Session
@@ -40,6 +41,24 @@ class Run:
                 except ValueError:
                     continue
         return None
+
+
+def release_option(function: Any) -> Any:
+    """Add ``--release``, the parameter ``version``."""
+    told = "A release on HDFS (default: the current one)."
+    return click.option("--release", "version", metavar="VERSION", help=told)(function)
+
+
+def master_option(function: Any) -> Any:
+    """Add ``--master``; None is the configuration's ``spark.master``."""
+    told = "yarn, k8s://…, or local[N] (default: spark.master of the configuration)."
+    return click.option("--master", help=told)(function)
+
+
+def job_options(function: Any) -> Any:
+    """Add what every command takes that runs a job and waits: ``--release``, ``--master``, ``--verbose``."""
+    verbose = click.option("--verbose", "-v", is_flag=True, help="Show the log of the job as it comes.")
+    return release_option(master_option(verbose(function)))
 
 
 def chosen_version(config: Config, version: str | None, master: str) -> str | None:

@@ -24,8 +24,8 @@ Examples:
   gridstead submit analysis.py --input /gridstead/events
 Options of submit stand before JOB; what follows JOB is the job's own.""",
 )
-@click.option("--release", "version", metavar="VERSION", help="A release on HDFS (default: the current one).")
-@click.option("--master", default="yarn", show_default=True, help="yarn, or local[N] for this machine alone.")
+@sparkrun.release_option
+@sparkrun.master_option
 @click.option("--deploy-mode", default="client", show_default=True, type=click.Choice(["client", "cluster"]))
 @click.option("--conf", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of Spark; several times.")
 @click.option("--dry-run", is_flag=True, help="Print the command instead of running it.")
@@ -35,7 +35,7 @@ Options of submit stand before JOB; what follows JOB is the job's own.""",
 def submit(
     session: Session,
     version: str | None,
-    master: str,
+    master: str | None,
     deploy_mode: str,
     settings: tuple[str, ...],
     dry_run: bool,
@@ -52,6 +52,7 @@ def submit(
         raise Failure(f"--conf {wrong[0]!r} is not NAME=VALUE", "gridstead submit --help", EXIT_USAGE)
     conf = dict(setting.split("=", 1) for setting in settings)
     script = _script(job)
+    master = master or config.spark.master
     used = sparkrun.chosen_version(config, version, master)
     try:
         line = command_line(config, job, script, arguments, master, deploy_mode, used, conf)

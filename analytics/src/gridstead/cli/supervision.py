@@ -1,6 +1,7 @@
 """What runs on this host: the state that the supervisor reports, each process's memory and age, and a check by network.
 
-The supervisor is supervisord (embedded appliance) or systemd (hosts); both are asked by their own command.
+The supervisor is supervisord (embedded appliance) or systemd (hosts), asked by their own command, or Kubernetes
+(containers), asked at its API server: there "this host" is a release.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gridstead.cli import pods
 from gridstead.config import Config, Service
 
 UNIT_PREFIX = "gridstead-"
@@ -35,7 +37,7 @@ class Process:
     @property
     def running(self) -> bool:
         """Whether the supervisor holds it for running."""
-        return self.state in ("RUNNING", "active")
+        return self.state in ("RUNNING", "active", "Running")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ def services(config: Config) -> list[ServiceState]:
 
 def supervised(config: Config) -> dict[str, Process]:
     """Ask the supervisor for every service; empty where it cannot be asked."""
+    if config.appliance.supervisor == "container":
+        try:
+            return {name: Process(state) for name, state in pods.states(config.appliance.name).items()}
+        except pods.PodsError:
+            return {}
     if config.appliance.supervisor == "systemd":
         return _systemd([service.name for service in config.services])
     output = _run([*config.appliance.supervisorctl, "status"])
@@ -139,13 +146,17 @@ def check(service: Service) -> tuple[bool, str]:
 
 def restart_command(config: Config, name: str) -> str:
     """Write the command that restarts a service here."""
+    if config.appliance.supervisor == "container":
+        return f"kubectl delete pod -l {pods.selector(config.appliance.name, name)}"
     if config.appliance.supervisor == "systemd":
         return f"systemctl restart {UNIT_PREFIX}{name}"
     return " ".join([*config.appliance.supervisorctl, "restart", name])
 
 
 def log_command(config: Config, service: Service, lines: int = 50) -> list[str]:
-    """Write the command that shows the end of a service's log: a file of supervisord's, or the journal of systemd."""
+    """Write the command that shows the end of a service's log: a file, the journal, or what pods logged."""
+    if config.appliance.supervisor == "container":
+        return ["kubectl", "logs", "-l", pods.selector(config.appliance.name, service.name), f"--tail={lines}"]
     if config.appliance.supervisor == "systemd":
         return ["journalctl", f"--unit={UNIT_PREFIX}{service.name}", f"--lines={lines}", "--output=cat", "--no-pager"]
     return ["tail", "-n", str(lines), service.log]
@@ -156,6 +167,11 @@ def log_tail(config: Config, name: str, lines: int = 12) -> list[str]:
     service = config.service(name)
     if service is None:
         return [f"{name} is not a service of {config.path}"]
+    if config.appliance.supervisor == "container":
+        try:
+            return pods.log_tail(config.appliance.name, name, lines) or [f"{name} has no pod, or it says nothing"]
+        except pods.PodsError as error:
+            return [f"{error}: {' '.join(log_command(config, service, lines))}"]
     if config.appliance.supervisor == "systemd":
         command = log_command(config, service, lines)
         return (_run(command) or "").splitlines() or [f"nothing from {' '.join(command)}: read it as root"]

@@ -28,7 +28,7 @@ class Check:
 CHECKS: tuple[Check, ...] = (
     Check("hdfs", "put, get and compare a file on HDFS", ("hdfs-namenode", "hdfs-datanode"), 120),
     Check("mapreduce", "count words by MapReduce on YARN", ("yarn-resourcemanager", "yarn-nodemanager"), 240),
-    Check("spark", "read and write HDFS by Spark on YARN", ("yarn-resourcemanager", "yarn-nodemanager"), 300),
+    Check("spark", "read and write HDFS by Spark", ("yarn-resourcemanager", "yarn-nodemanager"), 300),
     Check("kafka", "produce and consume", ("kafka",), 90),
     Check("stomp", "durable subscription across a disconnect", ("activemq",), 60),
     Check("elasticsearch", "index, aggregate, delete", ("elasticsearch",), 60),

@@ -1,4 +1,4 @@
-"""Spark: an application on YARN that reads from HDFS, shuffles, writes Parquet and reads it back."""
+"""Spark: an application, where jobs run, that reads from HDFS, shuffles, writes Parquet and reads it back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def check(probe: Probe) -> str:
     (probe.scratch / "words").write_text("\n".join(" ".join(words[at : at + 20]) for at in range(0, COUNT, 20)))
     directory = probe.make_hdfs_directory()
     probe.hadoop("fs", "-put", str(probe.scratch / "words"), f"{directory}/words")
-    submit = [str(Path(config.spark.home) / "bin" / "spark-submit"), "--master", "yarn", "--deploy-mode", "client"]
+    submit = [str(Path(config.spark.home) / "bin" / "spark-submit")]
+    submit += ["--master", config.spark.master, "--deploy-mode", "client"]
     submit += ["--num-executors", "1", "--executor-cores", "1", "--executor-memory", "512m", "--driver-memory", "512m"]
     submit += ["--conf", "spark.ui.enabled=false", "--conf", "spark.sql.shuffle.partitions=2"]
     submit += [str(Path(spark_job.__file__)), f"{directory}/words", directory]

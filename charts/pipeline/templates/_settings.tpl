@@ -1,0 +1,16 @@
+{{/* What gridstead.toml has besides what the roles rendered. */}}
+{{- define "pipeline.settings" -}}
+services = [{{ include "pipeline.services" . | fromYamlArray | join ", " }}]
+appliance.supervisor = "container"
+appliance.name = {{ .Release.Name | quote }}
+collector.bind = {{ include "common.host" (list . "collector" 0) | quote }}
+collector.pseudonym_keys = "/var/lib/gridstead/collector/pseudonyms.keys"
+bridge.bind = {{ include "common.host" (list . "bridge" 0) | quote }}
+stream.bind = {{ include "common.host" (list . "stream" 0) | quote }}
+spark.master = {{ ternary "local[2]" "k8s://https://kubernetes.default.svc" (eq .Values.global.sparkMaster "local") | quote }}
+schedule.batch_interval_s = 0
+schedule.compact_interval_s = 0
+{{- range $key, $value := .Values.settings }}
+{{ $key }} = {{ toJson $value }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,124 @@
+"""The charts by helm's own tools: lint, kubeconform against the cluster's schemas, helm-unittest, and refusals by templates."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from charts import schemas
+from charts.release import MISSING, HelmError, build, helm, tool
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(MISSING), reason=MISSING or "there is helm")]
+CHARTS = ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline", "gridstead"]
+PROFILES = ["", "medium"]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("charts")).parent
+
+
+def rendered(built: Path, profile: str = "", *settings: str) -> str:
+    chosen = ["--values", str(built / "gridstead" / "profiles" / f"{profile}.yaml")] if profile else []
+    return helm("template", "grid", str(built / "gridstead"), "--namespace", "site", *chosen, *settings)
+
+
+def documents(text: str) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_helm_lint_is_content(built: Path, chart: str) -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(built / chart))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_kubeconform_knows_every_field(built: Path, profile: str, tmp_path: Path) -> None:
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("no cluster that says its schemas: make kube-up, or set KUBECONFIG")
+    assert schemas.write(schemas.of_cluster(), tmp_path) > 100
+    (tmp_path / "all.yaml").write_text(rendered(built, profile))
+    location = f"{tmp_path}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"
+    command = [tool("kubeconform"), "-summary", "-schema-location", location, tmp_path / "all.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "Skipped: 0" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_the_suites_of_helm_unittest_pass(built: Path, chart: str) -> None:
+    done = subprocess.run([tool("helm-unittest"), str(built / chart)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("kafka.replicas=2", "this chart runs one broker"),
+        ("elasticsearch.replicas=2", "this chart runs one node"),
+        ("hdfs.replication=3", "give hdfs.datanode.replicas at least as many"),
+        ("elasticsearch.resources.limits.memory=1Gi", "give at least 1536Mi, or a smaller elasticsearch.heap"),
+        ("kafka.heap=1", "got number, want string"),
+        ("kafka.heapp=1g", "additional properties 'heapp' not allowed"),
+        ("nonsense=1", "additional properties 'nonsense' not allowed"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_sentence(built: Path, setting: str, why: str) -> None:
+    with pytest.raises(HelmError, match=why):
+        rendered(built, "", "--set", setting)
+
+
+def pods(text: str) -> dict[str, dict[str, Any]]:
+    """The pods' specifications by component."""
+    found = {}
+    for document in documents(text):
+        if document["kind"] == "Pod":
+            found["test"] = document["spec"]
+        if document["kind"] == "CronJob":
+            found["batch"] = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        if document["kind"] in ("StatefulSet", "Deployment"):
+            template = document["spec"]["template"]
+            found[template["metadata"]["labels"]["app.kubernetes.io/component"]] = template["spec"]
+    return found
+
+
+def test_no_container_has_a_right_that_it_does_not_need(built: Path) -> None:
+    found = pods(rendered(built))
+    assert len(found) >= 10
+    for component, spec in found.items():
+        assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec.get("automountServiceAccountToken") is False or spec["serviceAccountName"] in ("grid-observer", "grid-spark"), component
+        for container in spec["containers"] + spec.get("initContainers", []):
+            rights = container["securityContext"]
+            assert rights["readOnlyRootFilesystem"] is True and rights["allowPrivilegeEscalation"] is False, component
+            assert rights["capabilities"] == {"drop": ["ALL"]}, component
+            resources = container["resources"]
+            assert resources["requests"].keys() >= {"cpu", "memory"} and "memory" in resources["limits"], component
+
+
+def test_policies_let_through_what_must_talk_and_nobody_else(built: Path) -> None:
+    policies = {document["metadata"]["name"].removeprefix("grid-"): document["spec"]
+                for document in documents(rendered(built)) if document["kind"] == "NetworkPolicy"}  # fmt: skip
+    allowed = {
+        (peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"], component)
+        for component, spec in policies.items()
+        for rule in spec.get("ingress", [])
+        for peer in rule["from"]
+        if "podSelector" in peer
+    }
+    stores = ("hdfs-namenode", "hdfs-datanode", "elasticsearch")
+    needed = {
+        *((reader, store) for reader in ("stream", "batch", "executor", "test") for store in stores),
+        ("stream", "kafka"), ("test", "kafka"), ("stream", "activemq"), ("stream", "collector"), ("stream", "bridge"),
+        ("executor", "batch"), ("executor", "test"), ("batch", "executor"), ("test", "executor"),
+        ("hdfs-datanode", "hdfs-namenode"), ("collector", "activemq"), ("bridge", "activemq"), ("bridge", "kafka"),
+        ("test", "activemq"), ("test", "collector"), ("test", "bridge"), ("test", "stream"),
+    }  # fmt: skip
+    assert needed <= allowed
+    assert not {pair for pair in allowed if pair in {("collector", "kafka"), ("activemq", "kafka"), ("bridge", "elasticsearch")}}
+    assert policies["default"]["policyTypes"] == ["Ingress"] and "ingress" not in policies["default"]
+    assert set(pods(rendered(built))) - {"test"} <= policies.keys()

@@ -1,0 +1,230 @@
+"""A release of profile small on a real cluster: the capture's exact statistics, the smoke tests, kills, upgrades, lost volumes.
+
+With KUBECONFIG set that cluster is used, whichever it is; the images must be there, or in the registry of GRIDSTEAD_IMAGE_PREFIX.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client
+
+from appliance import CAPTURE, assert_served, bin_ends, wait_until
+from charts.release import MISSING, SERVERS, ExecError, HelmError, Release, build, released
+from gridstead import sources, xrootd
+from gridstead.simulate import AccessSimulation
+from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
+
+pytestmark = [pytest.mark.long, pytest.mark.kubernetes]
+
+DAY_MS = 86_400_000
+Y2010_MS = 1_262_304_000_000
+EVENTS = 6000
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """The release under test."""
+    if MISSING:
+        pytest.skip(MISSING)
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("no cluster: make kube-up, or set KUBECONFIG")
+    registry = os.environ.get("GRIDSTEAD_IMAGE_PREFIX")
+    values = {"global": {"image": {"registry": registry}}} if registry else {}
+    with released(build(tmp_path_factory.mktemp("charts")), "gridstead-test", **values) as release:
+        seconds = release.apply("upgrade", "--install")
+        print(f"\nready after {seconds:.0f} s")
+        release.start_client()
+        yield release
+
+
+def test_helm_test_runs_the_smoke_tests(grid: Release) -> None:
+    begun = time.monotonic()
+    told = grid.helm("test", "--logs", "--timeout", "600s")
+    print(f"helm test: {time.monotonic() - begun:.0f} s\n{told}")
+    assert "Succeeded" in told
+    assert told.count(" ok ") >= 5
+
+
+def test_the_real_capture_gives_what_duckdb_computes_from_its_packets(grid: Release) -> None:
+    if not CAPTURE.exists():
+        pytest.skip(f"the capture is not at {CAPTURE}")
+    joiner = XrootdJoiner(MemoryOpenTable())
+    now_ms = int(time.time() * 1000)
+    packets = [captured.data for captured in xrootd.read_capture(CAPTURE)]
+    expected = grid.expected(
+        [event for data in packets for event in joiner.join(xrootd.decode_packet(data), grid.client_address, now_ms).events]
+    )
+    ends = bin_ends(expected)
+    grid.put(CAPTURE.read_bytes(), "/tmp/capture.jsonl")
+    for _ in range(2):  # the same packets again are the same events
+        grid.exec("gridstead", "replay", "/tmp/capture.jsonl", "--wait")
+        assert_served(grid, expected, ends[0] - DAY_MS, ends[-1])
+    moved = sum(values[2] for values in expected["transfers"].values())
+    finished = sum(values[1] for values in expected["transfers"].values())
+    assert moved == 3_661_934_732
+    print(f"{finished:,} events, {moved:,} bytes, all four statistics equal")
+
+
+def test_status_and_doctor_know_the_release(grid: Release) -> None:
+    found = grid.gridstead("status")
+    assert {service["name"] for service in found["services"]} == set(SERVERS)
+    assert all(service["healthy"] and service["state"] == "Running" for service in found["services"])
+    assert grid.gridstead("doctor")["healthy"]
+
+
+def test_a_scheduled_batch_leaves_what_is_served_as_it_is(grid: Release) -> None:
+    before = grid.documents(0, 2 * Y2010_MS)
+    cron = grid.batch.read_namespaced_cron_job(f"{grid.name}-batch", grid.namespace)
+    job = client.V1Job(metadata=client.V1ObjectMeta(name="batch-now"), spec=cron.spec.job_template.spec)
+    job.spec.template.spec.containers[0].args[2] = "exec gridstead batch run --from 2020-01-01 --to 2030-12-31 --verbose"
+    grid.batch.create_namespaced_job(grid.namespace, job)
+    done = wait_until(
+        lambda: (
+            (status := grid.batch.read_namespaced_job("batch-now", grid.namespace).status)
+            and (status.succeeded or status.failed)
+            and status
+        ),
+        "the batch is done",
+        600,
+    )
+    logs = [
+        grid.core.read_namespaced_pod_log(pod.metadata.name, grid.namespace, tail_lines=60)
+        for pod in grid.core.list_namespaced_pod(grid.namespace, label_selector="job-name=batch-now").items
+    ]
+    assert done.succeeded == 1, "\n".join(logs)
+    assert _values(grid.documents(0, 2 * Y2010_MS)) == _values(before)
+
+
+def _values(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {key: {name: value for name, value in row.items() if isinstance(value, int)} for key, row in documents.items()}
+
+
+class Flow:
+    """Events that flow while something happens, and how long nothing of them was served."""
+
+    def __init__(self, grid: Release, case: int, seconds: float, directory: Path) -> None:
+        """Begin to send."""
+        self._grid = grid
+        start_ms = Y2010_MS + 10 * case * DAY_MS
+        records = list(AccessSimulation(case, EVENTS, start_ms, 86_400, future=0.0, duplicates=0.1))
+        normalised = [sources.normalise(record, received_ms=int(time.time() * 1000)) for record in records]
+        self._expected = grid.expected(normalised)
+        self._range = (start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1)
+        grid.put("".join(json.dumps(record) + "\n" for record in records).encode(), f"/tmp/events-{case}.jsonl")
+        self._trouble: list[Exception] = []
+        self._sent = threading.Event()
+        self._command = ["gridstead", "replay", f"/tmp/events-{case}.jsonl", "--rate", f"{len(records) / seconds:.0f}", "--timeout", "600"]
+        self._thread = threading.Thread(target=self._send)
+        self._stall = Stall(self._served, self._sent)
+        self._thread.start()
+        self._stall.start()
+        wait_until(lambda: self._stall.seen > 0, "events are served")
+
+    def _send(self) -> None:
+        try:
+            self._grid.exec(*self._command, timeout_s=1200)
+        except Exception as error:
+            self._trouble.append(error)
+        finally:
+            self._sent.set()
+
+    def _served(self) -> int:
+        return sum(document["finished"] for document in self._grid.documents(*self._range).values())
+
+    def flowing(self) -> bool:
+        """Whether events are still being sent."""
+        return not self._sent.is_set()
+
+    def finish(self) -> float:
+        """Wait until all is sent and served exactly; returns the longest time in s for which no more was served than before."""
+        self._thread.join()
+        self._stall.join()
+        if self._trouble:
+            raise self._trouble[0]
+        assert_served(self._grid, self._expected, *self._range, timeout_s=600)
+        return self._stall.longest_s
+
+
+class Stall(threading.Thread):
+    """Looks again and again at a count, and keeps the longest time for which it did not grow."""
+
+    def __init__(self, count: Any, over: threading.Event) -> None:
+        """Look from now on, until ``over``."""
+        super().__init__(daemon=True)
+        self._count, self._over = count, over
+        self.seen = 0
+        self.longest_s = 0.0
+
+    def run(self) -> None:
+        """Look."""
+        grown = time.monotonic()
+        while not self._over.wait(1):
+            try:
+                count = self._count()
+            except (ExecError, ValueError):
+                count = self.seen  # Elasticsearch is away
+            now = time.monotonic()
+            if count > self.seen:
+                self.seen, grown = count, now
+            self.longest_s = max(self.longest_s, now - grown)
+
+
+def test_every_pod_is_killed_once_while_events_flow_and_the_counts_are_exact(grid: Release, tmp_path: Path) -> None:
+    flow = Flow(grid, 1, 240, tmp_path)
+    for component in (*SERVERS, "spark-history"):
+        killed = grid.kill(component)
+        begun = time.monotonic()
+        wait_until(functools.partial(grid.replaced, component, killed), f"{component} is back", 300)
+        print(f"{component}: ready again after {time.monotonic() - begun:.0f} s{'' if flow.flowing() else ', when all was sent'}")
+    print(f"longest stall {flow.finish():.0f} s")
+
+
+def test_an_upgrade_that_changes_a_heap_and_its_rollback_lose_nothing(grid: Release, tmp_path: Path) -> None:
+    volumes = {claim.metadata.uid for claim in grid.core.list_namespaced_persistent_volume_claim(grid.namespace).items}
+    ids = {component: grid.pod(component).metadata.uid for component in SERVERS}
+    password = grid.core.read_namespaced_secret(f"{grid.name}-activemq", grid.namespace).data
+    flow = Flow(grid, 2, 150, tmp_path)
+    print(f"upgrade ready after {grid.apply('upgrade', kafka={'heap': '400m'}):.0f} s")
+    assert {component for component in SERVERS if grid.pod(component).metadata.uid != ids[component]} == {"kafka"}
+    assert "-Xmx400m" in grid.exec("sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline", pod=f"{grid.name}-kafka-0")
+    begun = time.monotonic()
+    grid.helm("rollback", "--wait", "--timeout", "300s")
+    wait_until(grid.ready, "the rollback is ready", 300)
+    print(f"rollback ready after {time.monotonic() - begun:.0f} s; longest stall {flow.finish():.0f} s")
+    assert "-Xmx384m" in grid.exec("sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline", pod=f"{grid.name}-kafka-0")
+    assert {claim.metadata.uid for claim in grid.core.list_namespaced_persistent_volume_claim(grid.namespace).items} == volumes
+    assert grid.core.read_namespaced_secret(f"{grid.name}-activemq", grid.namespace).data == password
+
+
+def test_an_upgrade_that_changes_nothing_restarts_nothing(grid: Release) -> None:
+    before = {pod.metadata.name: pod.metadata.uid for pod in grid.pods()}
+    grid.apply("upgrade")
+    assert {pod.metadata.name: pod.metadata.uid for pod in grid.pods()} == before
+
+
+def test_what_is_uninstalled_and_installed_again_finds_its_data(grid: Release) -> None:
+    served, archived = _values(grid.documents(0, 2 * Y2010_MS)), grid.archived()
+    assert served and archived
+    grid.stop_client()
+    grid.uninstall()
+    print(f"installed again after {grid.apply('install'):.0f} s")
+    grid.start_client()
+    assert _values(grid.documents(0, 2 * Y2010_MS)) == served
+    assert set(archived) <= set(grid.archived())
+
+
+def test_no_namespace_is_made_where_the_volume_of_the_namenode_is_lost(grid: Release) -> None:
+    grid.stop_client()
+    grid.uninstall()
+    grid.core.delete_namespaced_persistent_volume_claim(f"data-{grid.name}-hdfs-namenode-0", grid.namespace)
+    with pytest.raises(HelmError, match="is empty, but this release has volumes of HDFS: .*-hdfs-datanode-0"):
+        grid.apply("install", "--timeout", "60s")
