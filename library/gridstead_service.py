@@ -8,7 +8,7 @@ DOCUMENTATION = r"""
 module: gridstead_service
 short_description: One supervised service, by supervisord or by systemd
 description:
-  - Starts, restarts or stops a service that the role C(service) has defined.
+  - Starts, restarts or stops a service that the role C(service) has defined. One that is stopped is not started at boot either.
   - The launcher of a service writes the digest of itself and of its configuration when it starts. With I(state=started)
     the module compares this with the digest of the files as they are now and reports C(changed) and C(restart_needed)
     where they differ, so that a restart that an interrupted playbook owes is made by the next run.
@@ -24,6 +24,7 @@ options:
       supervisorctl: {description: Command line of supervisorctl., type: list, elements: str, default: []}
       launcher_dir: {description: Where the launchers are; the line C(# watch) of one names its configuration., type: path, required: true}
       run_dir: {description: Where a launcher writes the digest at start., type: path, required: true}
+  force: {description: With I(state=restarted) restart also what runs with its present configuration., type: bool, default: false}
   timeout: {description: Seconds to wait for a start or a stop., type: int, default: 120}
 author: [Gridstead]
 """
@@ -97,6 +98,13 @@ class Supervisord:
         if code:
             self.module.fail_json(msg="supervisord does not take the definition of %s: %s" % (self.name, out))
 
+    def enabled(self):
+        """Tell whether the program is started with the supervisor, which it is whenever it is defined."""
+        return False
+
+    def disable(self):
+        """Leave the definition, which the role owns."""
+
     def act(self, verb):
         """Start or stop the program."""
         code, out = self.control(verb, self.name)
@@ -116,6 +124,15 @@ class Systemd:
         """Tell whether the unit is up, or on its way up."""
         _code, out, _err = self.module.run_command(["systemctl", "show", "-p", "ActiveState", "--value", self.name])
         return out.strip() in ("active", "activating", "reloading")
+
+    def enabled(self):
+        """Tell whether the unit is started at boot."""
+        _code, out, _err = self.module.run_command(["systemctl", "is-enabled", self.name])
+        return out.strip() == "enabled"
+
+    def disable(self):
+        """Not start the unit at boot."""
+        self.module.run_command(["systemctl", "disable", self.name], check_rc=True)
 
     def load(self):
         """Make systemd read a new or changed unit, and enable it."""
@@ -149,6 +166,7 @@ def main():
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["started", "restarted", "stopped"], "default": "started"},
             "layout": {"type": "dict", "required": True, "options": layout},
+            "force": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 120},
         },
         supports_check_mode=True,
@@ -170,8 +188,9 @@ def main():
     stale = running and not current()
     restart_needed = stale and state == "started"
     start = not running and state != "stopped"
-    restart = stale and state == "restarted"
-    stop = running and state == "stopped"
+    force = module.params["force"]
+    restart = running and (stale or force) and state == "restarted"
+    stop = state == "stopped" and (running or service.enabled())
     if not module.check_mode:
         if start:
             if os.path.exists(digest_file):
@@ -181,13 +200,16 @@ def main():
                 service.act("start")
         if restart:
             service.load()
-            if not current():
+            if force or not current():
                 service.act("stop")
+                if os.path.exists(digest_file):
+                    os.remove(digest_file)
                 service.act("start")
         if start or restart:
             wait(module, "start", current)
         if stop:
             service.act("stop")
+            service.disable()
             wait(module, "stop", lambda: not service.running())
     module.exit_json(changed=start or restart or stop or restart_needed, running=running, restart_needed=restart_needed)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from appliance import ROOT, SERVICES, Appliance, descendants, run, wait_until
+from support_bundle import texts_of
 
 pytestmark = pytest.mark.appliance
 
@@ -45,6 +46,19 @@ def test_one_changed_setting_restarts_only_what_it_touches(appliance: Appliance)
     assert {service for service in SERVICES if before[service] != between[service]} == {"kafka"}
     appliance.playbook("site")
     wait_until(appliance.healthy, "every service is healthy again", 120)
+
+
+def test_a_support_bundle_has_the_logs_and_no_secret(appliance: Appliance, tmp_path: Path) -> None:
+    secrets = {path.read_text().strip() for path in (appliance.root / "etc/secrets").iterdir()}
+    secrets |= set(re.findall(r"[0-9a-f]{64}", (appliance.root / "etc/pseudonyms/keys").read_text()))
+    assert len(secrets) >= 2
+    appliance.playbook("support-bundle", "-e", f"support_dir={tmp_path}")
+    (bundle,) = tmp_path.iterdir()
+    texts = texts_of(bundle)
+    for service in SERVICES:
+        assert texts["localhost", f"log/{service}.log"], service
+    assert "[left-out]" in texts["localhost", "etc/clients/stomp.json"]
+    assert [(place, secret[:3]) for place, text in texts.items() for secret in secrets if secret in text] == []
 
 
 def test_an_owed_restart_is_made_by_the_next_run(appliance: Appliance) -> None:

@@ -9,7 +9,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gridstead.pseudonyms import Pseudonyms
 from gridstead.simulate import AccessSimulation
 from hosts import Hosts, changed, missing
 from oracle import distinct, oracle_statistics
+from support_bundle import texts_of
 
 LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 pytestmark = [
@@ -34,8 +35,10 @@ KEPT = "GRIDSTEAD_TEST_LAB" in os.environ and Hosts(os.environ["GRIDSTEAD_TEST_L
 MASTERS = ["m1", "m2", "m3"]
 WORKERS = ["w1", "w2", "w3"]
 GATEWAY = WORKERS[0]
+NEW_WORKER = "w4"
 GRIDSTEAD = "/opt/gridstead/gridstead/bin/gridstead"
 HADOOP = "/opt/gridstead/hadoop/bin/hadoop"
+PYTHON_GET = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())'"
 DAY_MS = 86_400_000
 FIRST_DAY_MS = 1_262_304_000_000  # 2010-01-01: each case has days of its own
 SETTINGS = {
@@ -61,21 +64,27 @@ class Cluster(Appliance):
         super().__init__(Path("/"), 0)
         self.hosts = hosts
         self.site = hosts.directory / "site"  # beside the inventory Ansible keeps the site's passwords
+        self.settings: dict[str, Any] = {**SETTINGS}
 
     @property
     def inventory(self) -> Path:
         return self.site / "hosts.json"
 
-    def write_inventory(self) -> None:
-        groups = ("--group", f"masters={','.join(MASTERS)}", "--group", f"workers={','.join(WORKERS)}")
+    def write_inventory(self, workers: Sequence[str] = WORKERS) -> None:
+        groups = ("--group", f"masters={','.join(MASTERS)}", "--group", f"workers={','.join(workers)}")
         inventory = json.loads(self.hosts.do("inventory", *groups))
-        inventory["all"]["vars"] |= SETTINGS
+        inventory["all"]["vars"] |= self.settings
         # kept hosts may have the same version of the jobs, as it was before a change
         inventory["all"]["vars"]["analytics_release_replace"] = "GRIDSTEAD_TEST_LAB" in os.environ
-        for worker in WORKERS:
+        for worker in workers:
             inventory["all"]["hosts"][worker]["gridstead_rack"] = "/room/rack-2" if worker == "w3" else "/room/rack-1"
         self.site.mkdir(exist_ok=True)
         self.inventory.write_text(json.dumps(inventory))
+
+    def change(self, variable: str, value: Any) -> None:
+        """Set a variable of all hosts in the inventory."""
+        self.settings[variable] = value
+        self.write_inventory()
 
     def command(self, *arguments: str, book: str = "site") -> list[str]:
         return ["ansible-playbook", "-i", str(self.inventory), f"playbooks/{book}.yml", *arguments]
@@ -106,6 +115,15 @@ class Cluster(Appliance):
 
     def on(self, host: str, script: str, timeout: float = 300) -> str:
         return self.hosts.on(host, script, timeout=timeout)
+
+    def moved(self) -> int:
+        """How many messages the bridge has moved to Kafka since it was started."""
+        return int(json.loads(self.on(GATEWAY, f"{PYTHON_GET} http://{GATEWAY}:9942/metrics.json"))["moved"])
+
+    def replay(self, path: str, rate: int) -> subprocess.Popen[str]:
+        """Start to replay a file of the gateway."""
+        command = self.hosts.command("exec", GATEWAY, "--", GRIDSTEAD, "replay", path, "--rate", str(rate), "--timeout", "600")
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def active_namenode(self) -> str:
         """The host of the active NameNode; an error where there is none."""
@@ -257,16 +275,10 @@ def simulated(cluster: Cluster, directory: Path, case: int) -> tuple[str, Statis
 def test_counts_are_exact_after_a_power_loss_during_a_replay(cluster: Cluster, tmp_path: Path, lost: str) -> None:
     victim = WORKERS[2] if lost == "a worker" else cluster.active_namenode()
     path, expected, from_ms, to_ms = simulated(cluster, tmp_path, WORKERS.index(victim) + 1 if victim in WORKERS else 10)
-    replay = subprocess.Popen(
-        cluster.hosts.command("exec", GATEWAY, "--", GRIDSTEAD, "replay", path, "--rate", "400", "--timeout", "300"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with replay:
+    before = cluster.moved()
+    with cluster.replay(path, 400) as replay:
         try:
-            time.sleep(5)  # the replay is under way
+            wait_until(lambda: cluster.moved() >= before + 1000, "the replay is under way", 60)
             cluster.hosts.do("crash", victim)
             crashed = time.monotonic()
             cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-crash", timeout=200)
@@ -291,6 +303,185 @@ def test_a_namenode_that_hangs_is_killed_before_another_takes_over(cluster: Clus
     cluster.on(GATEWAY, f"{HADOOP} fs -ls /", timeout=200)
     assert cluster.active_namenode() != hung
     wait_until(cluster.well, "every service runs", 240)
+
+
+def restarted(output: str) -> list[tuple[str, str]]:
+    """Which services on which hosts a playbook restarted, in this order."""
+    return re.findall(r"^(?:RUNNING HANDLER|TASK) \[(?:\w+ : )?Restart (\S+) on (\w+)\] \**\nchanged", output, re.MULTILINE)
+
+
+def processes(cluster: Cluster, service: str, hosts: list[str]) -> dict[str, str]:
+    """The process of a service on each of the hosts."""
+    return {host: cluster.on(host, f"systemctl show -p MainPID --value gridstead-{service}").strip() for host in hosts}
+
+
+def test_a_rolling_restart_restarts_each_service_of_a_component_once(cluster: Cluster) -> None:
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+    before = processes(cluster, "kafka", MASTERS)
+    output = cluster.play("-e", "component=kafka", book="rolling-restart")
+    assert restarted(output) == [("kafka", host) for host in MASTERS]
+    after = processes(cluster, "kafka", MASTERS)
+    assert all(after[host] not in ("0", before[host]) for host in MASTERS)
+
+
+def test_a_rolling_restart_of_hdfs_stops_no_namenode_but_the_one_it_restarts(cluster: Cluster) -> None:
+    active, before = cluster.active_namenode(), processes(cluster, "hdfs-namenode", MASTERS)
+    began = int(time.time())
+    output = cluster.play("-e", "component=hdfs", book="rolling-restart")
+    steps = restarted(output)
+    assert [host for service, host in steps if service == "hdfs-journalnode"] == MASTERS
+    namenodes = [host for service, host in steps if service == "hdfs-namenode"]
+    assert sorted(namenodes) == MASTERS and namenodes[-1] == active
+    assert cluster.active_namenode() != active
+    for host in MASTERS:  # one that loses two of its three journals ends by itself, one that stays active is killed by the next
+        ended = cluster.on(host, f"journalctl -u gridstead-hdfs-namenode --no-pager --since @{began} | grep 'Main process exited' || :")
+        assert [line for line in ended.splitlines() if "status=143" not in line] == []
+    assert all(pid != before[host] for host, pid in processes(cluster, "hdfs-namenode", MASTERS).items())
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+
+
+def test_changed_configuration_restarts_one_host_after_another(cluster: Cluster) -> None:
+    before = processes(cluster, "kafka", MASTERS)
+    cluster.change("kafka_extra", {"log.retention.check.interval.ms": "240000"})
+    output = cluster.play(book="kafka")
+    assert restarted(output) == [("kafka", host) for host in MASTERS]
+    assert all(pid != before[host] for host, pid in processes(cluster, "kafka", MASTERS).items())
+    assert changed(cluster.play(book="kafka")) == 0
+
+
+def test_the_gate_stops_a_rolling_restart_before_it_begins(cluster: Cluster) -> None:
+    stopped, others = MASTERS[2], MASTERS[:2]
+    before = processes(cluster, "kafka", others)
+    cluster.on(stopped, "systemctl stop gridstead-kafka")
+    try:
+        command = cluster.command("-e", "component=kafka", "-e", "gate_timeout=20", book="rolling-restart")
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode != 0 and "could not lose a host" in done.stdout and "Kafka" in done.stdout, done.stdout
+        assert processes(cluster, "kafka", others) == before
+    finally:
+        cluster.on(stopped, "systemctl start gridstead-kafka")
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+
+
+def secrets_of(cluster: Cluster) -> set[str]:
+    """Every secret of the site and of its hosts."""
+    found = {path.read_text().strip() for path in (cluster.site / ".secrets").iterdir()}
+    found |= set(re.findall(r"[0-9a-f]{64}", cluster.on(GATEWAY, "cat /etc/gridstead/pseudonyms/keys")))
+    for host in MASTERS:
+        lines = cluster.on(host, "cat /etc/gridstead/hdfs-fence/id_ed25519").splitlines()
+        found |= {line for line in lines if "KEY" not in line}
+    return found
+
+
+def test_a_support_bundle_has_the_logs_and_no_secret(cluster: Cluster, tmp_path: Path) -> None:
+    secrets = secrets_of(cluster)
+    assert len(secrets) > 2 + 1 + 3
+    planted = sorted(secrets)[0]
+    note = "/etc/gridstead/kafka/note"
+    cluster.on(MASTERS[0], f"echo 'somebody wrote {planted} here' > {note}")
+    try:
+        cluster.play("-e", f"support_dir={tmp_path}", book="support-bundle")
+    finally:
+        cluster.on(MASTERS[0], f"rm {note}")
+    (bundle,) = tmp_path.iterdir()
+    texts = texts_of(bundle)
+    assert {host for host, _name in texts} == {*MASTERS, *WORKERS}
+    assert "[left-out]" in texts[MASTERS[0], "etc/kafka/note"]
+    assert "NameNode" in texts[MASTERS[0], "log/hdfs-namenode.log"] and "kafka 4" in texts[MASTERS[0], "versions.txt"]
+    assert [(place, secret[:3]) for place, text in texts.items() for secret in secrets if secret in text] == []
+    for host in (*MASTERS, *WORKERS):
+        assert cluster.on(host, "ls -d /tmp/*.support 2>/dev/null || :") == ""
+
+
+def refused(cluster: Cluster, *arguments: str, book: str, confirm: str = "") -> str:
+    """Run a playbook that must end without having touched anything; return what it said."""
+    env = {**os.environ, "CONFIRM": confirm}
+    command = cluster.command(*arguments, book=book)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode != 0 and "Nothing was touched" in done.stdout and changed(done.stdout) == 0, done.stdout
+    return done.stdout
+
+
+def kafka_versions(cluster: Cluster) -> set[str]:
+    """Versions of Kafka whose jars the brokers' processes have open."""
+    script = "ls -l /proc/$(systemctl show -p MainPID --value gridstead-kafka)/fd | grep -o 'kafka_2.13-[0-9.]*[0-9]' | sort -u"
+    return {name for host in MASTERS for name in cluster.on(host, script).split()}
+
+
+@pytest.mark.skipif("GRIDSTEAD_TEST_OTHER_BUNDLE" not in os.environ, reason="no bundle with another Kafka is given")
+def test_kafka_is_upgraded_and_taken_back_while_events_arrive(cluster: Cluster, tmp_path: Path) -> None:
+    other = os.environ["GRIDSTEAD_TEST_OTHER_BUNDLE"]
+    version = json.loads((Path(other) / "manifest.json").read_text())["components"]["kafka"]["version"]
+    (before,) = kafka_versions(cluster)
+    path, expected, from_ms, to_ms = simulated(cluster, tmp_path, 20)
+    before_it = cluster.moved()
+    with cluster.replay(path, 40) as replay:
+        try:
+            wait_until(lambda: cluster.moved() >= before_it + 100, "the replay is under way", 60)
+            env = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "GRIDSTEAD_BUNDLE": other}
+            output = run(cluster.command("-e", "component=kafka", book="upgrade"), env=env, timeout=900)
+            assert restarted(output) == [("kafka", host) for host in MASTERS]
+            assert kafka_versions(cluster) == {f"kafka_2.13-{version}"}
+            back = before.removeprefix("kafka_2.13-")
+            assert len(restarted(cluster.play("-e", "component=kafka", "-e", f"version={back}", book="upgrade"))) == 3
+            assert kafka_versions(cluster) == {before}
+            said, _ = replay.communicate(timeout=400)
+        finally:
+            replay.kill()
+    assert replay.returncode == 0, said
+    assert_served(cluster, expected, from_ms, to_ms, timeout_s=300)
+
+
+def test_a_worker_is_added_to_the_running_cluster(cluster: Cluster) -> None:
+    refused(cluster, "-e", f"node={NEW_WORKER}", book="add-node")
+    if NEW_WORKER not in cluster.hosts.status():
+        cluster.hosts.do("create", NEW_WORKER)
+    cluster.write_inventory([*WORKERS, NEW_WORKER])
+    cluster.play("-e", f"node={NEW_WORKER}", book="add-node")
+    report = cluster.on(GATEWAY, f"{HADOOP} dfsadmin -report 2>/dev/null | grep ^Live")
+    assert "Live datanodes (4)" in report
+    nodes = cluster.on(GATEWAY, f"{HADOOP} org.apache.hadoop.yarn.client.cli.NodeCLI -list 2>/dev/null")
+    assert re.search(rf"^{NEW_WORKER}:\d+\s+RUNNING", nodes, re.MULTILINE), nodes
+    assert changed(cluster.play("-e", f"node={NEW_WORKER}", book="add-node")) == 0
+
+
+def test_draining_is_refused_for_a_wrong_name_and_where_it_would_break_something(cluster: Cluster) -> None:
+    assert "has no DataNode" in refused(cluster, "-e", "node=nobody", book="drain-node", confirm="nobody")
+    assert "has no DataNode" in refused(cluster, book="drain-node")
+    assert "elasticsearch" in refused(cluster, "-e", "node=w2", book="drain-node", confirm="w2")
+    assert f"CONFIRM={NEW_WORKER}" in refused(cluster, "-e", f"node={NEW_WORKER}", book="drain-node", confirm="w3")
+    report = cluster.on(GATEWAY, f"{HADOOP} dfsadmin -report 2>/dev/null")
+    assert report.count("Decommission Status : Normal") == 4
+
+
+def test_a_drained_worker_holds_nothing_and_is_stopped(cluster: Cluster) -> None:
+    places = f"{HADOOP} fsck /tmp/many -files -blocks -locations 2>/dev/null"
+    local = "mkdir -p /tmp/many && cd /tmp/many && for n in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c 100000 /dev/urandom > $n; done"
+    cluster.on(GATEWAY, f"{local} && {HADOOP} fs -mkdir -p /tmp/many && {HADOOP} fs -put -f /tmp/many/* /tmp/many")
+    held = f"DatanodeInfoWithStorage[{cluster.hosts.status()[NEW_WORKER]['address']}:"
+    assert held in cluster.on(GATEWAY, places)
+    env = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "CONFIRM": NEW_WORKER}
+    run(cluster.command("-e", f"node={NEW_WORKER}", book="drain-node"), env=env, timeout=900)
+    for service in ("hdfs-datanode", "yarn-nodemanager"):
+        state = cluster.on(NEW_WORKER, f"systemctl is-active gridstead-{service}; systemctl is-enabled gridstead-{service}; :")
+        assert state.split() == ["inactive", "disabled"]
+    cluster.hosts.do("destroy", NEW_WORKER)
+    cluster.write_inventory()
+    cluster.play()
+    after = cluster.on(GATEWAY, places)
+    assert "is HEALTHY" in after and held not in after and "Average block replication:\t3.0" in after, after
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+
+
+def test_draining_is_refused_where_blocks_would_lack_copies(cluster: Cluster) -> None:
+    elsewhere = {"elasticsearch": {"hosts": {"w1": {}, "w2": {}}}}
+    inventory = json.loads(cluster.inventory.read_text())
+    inventory["all"]["children"] |= elsewhere
+    cluster.inventory.write_text(json.dumps(inventory))
+    try:
+        assert "blocks have 3 copies" in refused(cluster, "-e", "node=w3", book="drain-node", confirm="w3")
+    finally:
+        cluster.write_inventory()
 
 
 def test_a_run_after_all_that_changes_nothing(cluster: Cluster) -> None:

@@ -121,6 +121,7 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
                 "gridstead_port_offset": 2000,
                 "gridstead_java_home": str(root / "java"),
                 "gridstead_python": str(root / "python"),
+                "role_path": str(ROOT / "roles" / "service"),  # of the handlers, which are in no role here
                 # what only a cluster needs, too
                 "hdfs_hosted": ["journalnode", "namenode", "zkfc", "datanode"],
                 "zookeeper_hosted": True,

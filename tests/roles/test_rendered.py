@@ -190,7 +190,7 @@ def test_each_service_has_a_launcher_a_definition_and_a_handler(rendered: Render
     assert {path.name for path in rendered.launchers()} == names
     assert {path.stem for path in (rendered.etc / "supervisor" / "programs").iterdir()} == names
     wanted = {(service.role, f"Restart {service.name}", service.name) for service in services}
-    handlers = {(role.name, handler["name"], handler["gridstead_service"]["name"]) for role in ROLES for handler in handlers_of(role)}
+    handlers = {(role.name, handler["name"], handler["vars"]["service_restarted"]) for role in ROLES for handler in handlers_of(role)}
     assert handlers == wanted
 
 
