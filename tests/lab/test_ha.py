@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import resource
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -40,6 +42,7 @@ GRIDSTEAD = "/opt/gridstead/gridstead/bin/gridstead"
 HADOOP = "/opt/gridstead/hadoop/bin/hadoop"
 PYTHON_GET = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())'"
 DAY_MS = 86_400_000
+CUT_S = 120  # how long a host is cut off at the least
 FIRST_DAY_MS = 1_262_304_000_000  # 2010-01-01: each case has days of its own
 SETTINGS = {
     "elasticsearch_heap": "512m",
@@ -271,28 +274,96 @@ def simulated(cluster: Cluster, directory: Path, case: int) -> tuple[str, Statis
     return path, oracle_statistics(distinct(events)), start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1
 
 
-@pytest.mark.parametrize("lost", ["the active NameNode's host", "a worker"])
-def test_counts_are_exact_after_a_power_loss_during_a_replay(cluster: Cluster, tmp_path: Path, lost: str) -> None:
-    victim = WORKERS[2] if lost == "a worker" else cluster.active_namenode()
-    path, expected, from_ms, to_ms = simulated(cluster, tmp_path, WORKERS.index(victim) + 1 if victim in WORKERS else 10)
+class Stall:
+    """Watches what the bridge has moved to Kafka, and tells for how long at the most it did not grow. A context manager."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.longest_s = 0.0
+        self._cluster, self._over = cluster, threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        before, since = -1, time.monotonic()
+        while not self._over.wait(0.5):
+            with contextlib.suppress(subprocess.SubprocessError, ValueError):
+                now = self._cluster.moved()
+                if now != before:
+                    self.longest_s = max(self.longest_s, time.monotonic() - since)
+                    before, since = now, time.monotonic()
+
+
+def elasticsearch_master(cluster: Cluster) -> str:
+    """The host of Elasticsearch's master; not the gateway, from which the tests ask and send."""
+
+    def master() -> str:
+        return str(cluster.elasticsearch("_cat/master?format=json")[0]["node"])
+
+    if master() == GATEWAY:
+        cluster.on(GATEWAY, "systemctl restart gridstead-elasticsearch")
+        wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+    return master()
+
+
+def message_broker(cluster: Cluster) -> str:
+    """The host of the active message broker: the other of the pair takes no connections."""
+    (active,) = [host for host in MASTERS[:2] if cluster.on(host, "ss -Hlnt sport = :61613").strip()]
+    return active
+
+
+def partition_leader(cluster: Cluster) -> str:
+    """The host of a Kafka broker that leads a partition of the events."""
+    script = (
+        "import sys; sys.path.insert(0, '/opt/gridstead/gridstead/current/lib')\n"
+        "from confluent_kafka.admin import AdminClient\n"
+        "from gridstead import config\n"
+        "loaded = config.load('/etc/gridstead/gridstead/gridstead.toml')\n"
+        "seen = AdminClient(config.kafka_client(loaded)).list_topics(loaded.kafka.events_topic, timeout=15)\n"
+        "print(seen.brokers[seen.topics[loaded.kafka.events_topic].partitions[0].leader].host)\n"
+    )
+    return cluster.on(GATEWAY, f"python3 - <<'END'\n{script}END\n").strip()
+
+
+LOST: dict[str, Callable[[Cluster], str]] = {
+    "the active NameNode's host": Cluster.active_namenode,
+    "a worker": lambda _cluster: WORKERS[2],
+    "the message broker's host": message_broker,
+    "the host of a partition's leader": partition_leader,
+    "the host of Elasticsearch's master": elasticsearch_master,
+}
+
+
+@pytest.mark.parametrize(("lost", "way"), [*((lost, "crash") for lost in LOST), ("the active NameNode's host", "cut")])
+def test_counts_are_exact_after_a_host_was_lost_during_a_replay(cluster: Cluster, tmp_path: Path, lost: str, way: str) -> None:
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 400)
+    victim = LOST[lost](cluster)
+    path, expected, from_ms, to_ms = simulated(cluster, tmp_path, 2 * list(LOST).index(lost) + (way == "cut"))
     before = cluster.moved()
-    with cluster.replay(path, 400) as replay:
+    with Stall(cluster) as stall, cluster.replay(path, 400) as replay:
         try:
             wait_until(lambda: cluster.moved() >= before + 1000, "the replay is under way", 60)
-            cluster.hosts.do("crash", victim)
-            crashed = time.monotonic()
-            cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-crash", timeout=200)
-            print(f"\nHDFS took a file {time.monotonic() - crashed:.0f} s after the power loss of {victim}, {lost}")
+            cluster.hosts.do(way, victim)
+            gone = time.monotonic()
+            cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-loss", timeout=200)
+            print(f"\nHDFS took a file {time.monotonic() - gone:.0f} s after the {way} of {victim}, {lost}")
             output, _ = replay.communicate(timeout=400)
         finally:
             replay.kill()
     assert replay.returncode == 0, output
     assert_served(cluster, expected, from_ms, to_ms, timeout_s=300)
-    print(f"all statistics exact {time.monotonic() - crashed:.0f} s after it")
+    print(f"all statistics exact {time.monotonic() - gone:.0f} s after it; for {stall.longest_s:.0f} s at the most nothing reached Kafka")
     cluster.on(GATEWAY, f"{GRIDSTEAD} smoke --only hdfs --only kafka --only stomp --only elasticsearch", timeout=400)
-    cluster.hosts.do("start", victim)
+    time.sleep(max(0.0, CUT_S - (time.monotonic() - gone)) if way == "cut" else 0)
+    cluster.hosts.do("start" if way == "crash" else "heal", victim)
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 400)
-    print(f"all well again {time.monotonic() - crashed:.0f} s after it")
+    print(f"all well again {time.monotonic() - gone:.0f} s after it")
 
 
 def test_a_namenode_that_hangs_is_killed_before_another_takes_over(cluster: Cluster) -> None:
@@ -413,7 +484,7 @@ def test_kafka_is_upgraded_and_taken_back_while_events_arrive(cluster: Cluster, 
     other = os.environ["GRIDSTEAD_TEST_OTHER_BUNDLE"]
     version = json.loads((Path(other) / "manifest.json").read_text())["components"]["kafka"]["version"]
     (before,) = kafka_versions(cluster)
-    path, expected, from_ms, to_ms = simulated(cluster, tmp_path, 20)
+    path, expected, from_ms, to_ms = simulated(cluster, tmp_path, 2 * len(LOST))
     before_it = cluster.moved()
     with cluster.replay(path, 40) as replay:
         try:
