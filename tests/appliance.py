@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -44,6 +45,33 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) 
 
 
 @dataclasses.dataclass
+class Stall(threading.Thread):
+    """Looks again and again at a count, and keeps the longest time for which it did not grow.
+
+    What keeps the count from being read, as OSError, ValueError or the end of a command, is an absence like others.
+    """
+
+    def __init__(self, count: Callable[[], int], over: threading.Event) -> None:
+        """Look, once started, until ``over``."""
+        super().__init__(daemon=True)
+        self._count, self._over = count, over
+        self.seen = 0
+        self.longest_s = 0.0
+
+    def run(self) -> None:
+        """Look."""
+        grown = time.monotonic()
+        while not self._over.wait(1):
+            try:
+                count = self._count()
+            except (OSError, ValueError, subprocess.SubprocessError):
+                count = self.seen
+            now = time.monotonic()
+            if count > self.seen:
+                self.seen, grown = count, now
+            self.longest_s = max(self.longest_s, now - grown)
+
+
 class Appliance:
     """One embedded appliance: its directory, the shift of its ports, and what is said to it."""
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from appliance import CAPTURE, assert_served, bin_ends, wait_until
-from charts.release import MISSING, SERVERS, ExecError, HelmError, Release, build, released
+from appliance import CAPTURE, Stall, assert_served, bin_ends, wait_until
+from charts.release import MISSING, SERVERS, HelmError, Release, build, released
 from gridstead import sources, xrootd
 from gridstead.simulate import AccessSimulation
 from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
@@ -152,30 +152,6 @@ class Flow:
             raise self._trouble[0]
         assert_served(self._grid, self._expected, *self._range, timeout_s=600)
         return self._stall.longest_s
-
-
-class Stall(threading.Thread):
-    """Looks again and again at a count, and keeps the longest time for which it did not grow."""
-
-    def __init__(self, count: Any, over: threading.Event) -> None:
-        """Look from now on, until ``over``."""
-        super().__init__(daemon=True)
-        self._count, self._over = count, over
-        self.seen = 0
-        self.longest_s = 0.0
-
-    def run(self) -> None:
-        """Look."""
-        grown = time.monotonic()
-        while not self._over.wait(1):
-            try:
-                count = self._count()
-            except (ExecError, ValueError):
-                count = self.seen  # Elasticsearch is away
-            now = time.monotonic()
-            if count > self.seen:
-                self.seen, grown = count, now
-            self.longest_s = max(self.longest_s, now - grown)
 
 
 def test_every_pod_is_killed_once_while_events_flow_and_the_counts_are_exact(grid: Release, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -13,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from appliance import ROOT, Appliance, Statistics, assert_served, run, wait_until
+from appliance import ROOT, Appliance, Stall, Statistics, assert_served, run, wait_until
 from gridstead import sources
 from gridstead.pseudonyms import Pseudonyms
 from gridstead.simulate import AccessSimulation
@@ -274,32 +273,6 @@ def simulated(cluster: Cluster, directory: Path, case: int) -> tuple[str, Statis
     return path, oracle_statistics(distinct(events)), start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1
 
 
-class Stall:
-    """Watches what the bridge has moved to Kafka, and tells for how long at the most it did not grow. A context manager."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.longest_s = 0.0
-        self._cluster, self._over = cluster, threading.Event()
-        self._watcher = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> Self:
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._watcher.join()
-
-    def _watch(self) -> None:
-        before, since = -1, time.monotonic()
-        while not self._over.wait(0.5):
-            with contextlib.suppress(subprocess.SubprocessError, ValueError):
-                now = self._cluster.moved()
-                if now != before:
-                    self.longest_s = max(self.longest_s, time.monotonic() - since)
-                    before, since = now, time.monotonic()
-
-
 def elasticsearch_master(cluster: Cluster) -> str:
     """The host of Elasticsearch's master; not the gateway, from which the tests ask and send."""
 
@@ -345,10 +318,16 @@ def test_counts_are_exact_after_a_host_was_lost_during_a_replay(cluster: Cluster
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 400)
     victim = LOST[lost](cluster)
     path, expected, from_ms, to_ms = simulated(cluster, tmp_path, 2 * list(LOST).index(lost) + (way == "cut"))
-    before = cluster.moved()
-    with Stall(cluster) as stall, cluster.replay(path, 400) as replay:
+    before, over = cluster.moved(), threading.Event()
+    stalls = {
+        "reached Kafka": Stall(cluster.moved, over),
+        "was served": Stall(lambda: sum(found["finished"] for found in cluster.documents(from_ms, to_ms).values()), over),
+    }
+    with cluster.replay(path, 400) as replay:
         try:
             wait_until(lambda: cluster.moved() >= before + 1000, "the replay is under way", 60)
+            for stall in stalls.values():
+                stall.start()
             cluster.hosts.do(way, victim)
             gone = time.monotonic()
             cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-loss", timeout=200)
@@ -356,9 +335,13 @@ def test_counts_are_exact_after_a_host_was_lost_during_a_replay(cluster: Cluster
             output, _ = replay.communicate(timeout=400)
         finally:
             replay.kill()
+            over.set()
     assert replay.returncode == 0, output
     assert_served(cluster, expected, from_ms, to_ms, timeout_s=300)
-    print(f"all statistics exact {time.monotonic() - gone:.0f} s after it; for {stall.longest_s:.0f} s at the most nothing reached Kafka")
+    print(f"all statistics exact {time.monotonic() - gone:.0f} s after it")
+    for what, stall in stalls.items():
+        stall.join()
+        print(f"nothing {what} for {stall.longest_s:.0f} s at the most")
     cluster.on(GATEWAY, f"{GRIDSTEAD} smoke --only hdfs --only kafka --only stomp --only elasticsearch", timeout=400)
     time.sleep(max(0.0, CUT_S - (time.monotonic() - gone)) if way == "cut" else 0)
     cluster.hosts.do("start" if way == "crash" else "heal", victim)
