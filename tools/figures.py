@@ -23,6 +23,7 @@ DO_NOT_EDIT = "<!-- Written by tools/figures.py from figures.json: `tools/figure
 Document = dict[str, Any]
 Figures = dict[str, Document]
 
+FLAT = "2000 events/s, clock 10 times as fast"
 STEPS = ("store", "transform", "analyse")
 WAYS = {
     1: ("transform in the pipeline, then store", "pre-trans-avro-mr"),
@@ -132,6 +133,16 @@ def spike(document: Document) -> str:
     return f"caught up {row['caught_up_after_s']} s after its end, at the most {row['lag_max']:,} events behind"
 
 
+def flat(document: Document) -> str:
+    """Show what the stream keeps over an hour of events: expects a result with samples of it, and the checkpoint's size."""
+    row = named(document, FLAT)
+    shown = []
+    for name, what in (("stream_rss", "the stream's memory"), ("identity_index", "the identity index")):
+        samples = row["kept_mib"][name]
+        shown.append(f"{what} {', '.join(f'{samples[len(samples) * n // 4 - 1]:,}' for n in (1, 2, 3, 4))} MiB")
+    return f"after each quarter {'; '.join(shown)}; the checkpoint {row['checkpoint_kib'][-1]} KiB at the end"
+
+
 def stream_at(name: str) -> Callable[[Document], str]:
     """Show a stream: expects a result of this name with events_per_s, latency_p50_ms and latency_p95_ms."""
 
@@ -191,6 +202,7 @@ ROWS = (
     Row("streaming, the most", "about 600 events/s (Esper, one node of 4 cores)", "4.5.6, table 4.3", "stream",
         stream_at("10000 events/s")),
     Row("streaming, 5,000 events/s for a minute in 1,000 events/s", "not given", "", "stream", spike),
+    Row("streaming, an hour of events in six minutes, with a horizon of ten", "not given", "", "stream", flat),
     Row("input: average, spikes", "250 events/s; above 1,000 events/s taken by Flume on one machine",
         "4.5.6; 3.4.5, fig. 3.8", "bridge", bridge_rate),
     Row("Elasticsearch, create 500,000 documents", "47 s (Oracle 485 s)", "4.5.5, table 4.2", "serving", served("create")),

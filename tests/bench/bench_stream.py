@@ -4,8 +4,9 @@ Against a running appliance: ``python tests/bench/bench_stream.py --config FILE 
 Made-up events of now, with identities of their own, go to the log at each rate in turn; a marker a second tells the
 latency from sent to visible to a search. Lag, CPU by service, memory and the sizes of what is kept are sampled. With
 ``--spike 5`` the first rate is multiplied for a minute in the middle, and the time until the lag is gone is measured.
-With ``--compress 6`` the log's clock and the events' run six times as fast, from the past until now: 600 seconds are an
-hour of them, in which what the stream keeps must stay flat once its horizon (``analytics_dedupe_horizon_s``) is over.
+With ``--compress 6`` the events' clock runs six times as fast, from the past until now: 600 seconds are an hour of them,
+in which what the stream keeps must stay flat once its horizon is over. The log's clock is the broker's, so deploy with a
+sixth of the horizon that is meant (``analytics_dedupe_horizon_s``).
 The events stay in the archive: use an appliance for this alone. Exit code 1 if a rate was not sustained.
 """
 
@@ -192,7 +193,7 @@ def run_rate(
                 vo = f"{latency.name}-{marked}"
                 latency.sent(vo)
             key, value = traffic.event(now_ms, vo)
-            producer.produce(topic, value, key, timestamp=now_ms)
+            producer.produce(topic, value, key)
             sent += 1
             if sent % 1000 == 0:
                 producer.poll(0)

@@ -54,6 +54,19 @@ def test_results_are_taken_in_and_what_is_missing_is_marked(tmp_path: Path) -> N
     assert stale.returncode == 1 and "is stale" in stale.stderr
 
 
+def test_what_the_stream_keeps_is_shown_by_quarters_of_the_hour(tmp_path: Path) -> None:
+    row = {"events_per_s": 1, "latency_p50_ms": 2, "latency_p95_ms": 3, "caught_up_after_s": 4, "lag_max": 5}
+    rows = [row | {"name": f"{rate} events/s"} for rate in (250, 10000)] + [row | {"name": "1000 events/s, 5 times that for a minute"}]
+    kept = {"stream_rss": [10, 11, 12, 13, 14, 15, 16, 17], "identity_index": [1, 2, 3, 4, 5, 6, 7, 8]}
+    rows.append({"name": "2000 events/s, clock 10 times as fast", "kept_mib": kept, "checkpoint_kib": [9, 17]})
+    document = result("stream", rows)
+    document["parameters"] = {"statistics": ["transfers"]}
+    (tmp_path / "stream.json").write_text(json.dumps(document))
+    assert figures("--reference", tmp_path, "add", tmp_path / "stream.json").returncode == 0
+    page = (tmp_path / "figures.md").read_text()
+    assert "the stream's memory 11, 13, 15, 17 MiB; the identity index 2, 4, 6, 8 MiB; the checkpoint 17 KiB at the end" in page
+
+
 def ingest_rows() -> list[dict[str, Any]]:
     """Results as bench_ingest writes them: way 3 analyses 1 s longer than way 2, whose transformation takes 2 s."""
     rows = []
