@@ -114,7 +114,7 @@ test: lint ## Every test that fits this machine's time: unit, roles, integration
 	@mkdir -p build
 	$(PYTEST) -m 'not long'
 
-test-all: lint ## Every test, also those of whole systems on hosts of their own
+test-all: lint images ## Every test, also those of whole systems on hosts of their own
 	@mkdir -p build
 	$(PYTEST)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,9 @@ def test_helm_lint_is_content(built: Path, chart: str) -> None:
     assert "0 chart(s) failed" in helm("lint", "--strict", str(built / chart))
 
 
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("profile", PROFILES)
 def test_kubeconform_knows_every_field(built: Path, profile: str, tmp_path: Path) -> None:
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("no cluster that says its schemas: make kube-up, or set KUBECONFIG")
     assert schemas.write(schemas.of_cluster(), tmp_path) > 100
     (tmp_path / "all.yaml").write_text(rendered(built, profile))
     location = f"{tmp_path}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"

@@ -1,6 +1,7 @@
 """A release of profile small on a real cluster: the capture's exact statistics, the smoke tests, kills, upgrades, lost volumes.
 
-With KUBECONFIG set that cluster is used, whichever it is; the images must be there, or in the registry of GRIDSTEAD_IMAGE_PREFIX.
+With KUBECONFIG set that cluster is used, whichever it is; the images must be there, or in the registry of GRIDSTEAD_IMAGE_PREFIX. Else
+the tests make a cluster of one node, and load the images that `make images` has built.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,11 @@ EVENTS = 6000
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+def grid(cluster: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The release under test."""
     if MISSING:
         pytest.skip(MISSING)
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("no cluster: make kube-up, or set KUBECONFIG")
+    cluster()
     registry = os.environ.get("GRIDSTEAD_IMAGE_PREFIX")
     values = {"global": {"image": {"registry": registry}}} if registry else {}
     with released(build(tmp_path_factory.mktemp("charts")), "gridstead-test", **values) as release:
