@@ -11,6 +11,7 @@ Only the standard library is used, so that the bundle can be built before anythi
 from __future__ import annotations
 
 import argparse
+import getpass
 import hashlib
 import json
 import os
@@ -235,6 +236,39 @@ def shadows(jar: Path, present: set[str]) -> bool:
     return any(name.startswith(f"{artefact}-") and name[len(artefact) + 1 :][:1].isdigit() for name in present)
 
 
+def release() -> str:
+    """Return the Debian release and architecture of this machine: bookworm-amd64. Raises BundleError on another system."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise BundleError(
+            "packages of Debian can only be bundled on Debian. Next: `tools/bundle.py build debian` on a host like those to install"
+        )
+    known = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=True).stdout
+    return f"{known.get('VERSION_CODENAME', 'unknown')}-{architecture.strip()}"
+
+
+def debian(_server: str, tree: Path, scratch: Path) -> None:
+    """Packages of Debian with everything they depend on, as a repository for apt: *.deb and Packages.
+
+    apt resolves them as for a machine without any package, from this machine's own sources, whose signatures it checks.
+    """
+    wanted = [line for line in (ARTIFACTS / "debian" / "packages.list").read_text().split("\n") if line and not line.startswith("#")]
+    for part in ("lists/partial", "cache/archives/partial"):
+        (scratch / part).mkdir(parents=True)
+    (scratch / "status").touch()
+    settings = {"Dir::State::Lists": scratch / "lists", "Dir::State::status": scratch / "status", "Dir::Cache": scratch / "cache",
+                "APT::Sandbox::User": getpass.getuser(), "APT::Install-Recommends": "false"}  # fmt: skip
+    apt = ["apt-get", "-q", "-y", *(f"-o{name}={value}" for name, value in settings.items())]
+    run([*apt, "update"], "reading Debian's lists of packages with apt-get")
+    run([*apt, "--download-only", "install", *wanted], f"fetching {', '.join(wanted)} from Debian with apt-get")
+    entries = []
+    for package in sorted((scratch / "cache" / "archives").glob("*.deb")):
+        fields = subprocess.run(["dpkg-deb", "--field", str(package)], capture_output=True, text=True, check=True).stdout
+        entries.append(f"{fields}Filename: ./{package.name}\nSize: {package.stat().st_size}\nSHA256: {sha256(package)}\n")
+        shutil.move(package, tree / package.name)
+    (tree / "Packages").write_text("\n".join(entries))
+
+
 def supervisor(_server: str, tree: Path, _scratch: Path) -> None:
     """The process supervisor of the embedded appliance, as a plain directory of packages."""
     pip_target("supervisor.lock", tree / "lib")
@@ -292,7 +326,10 @@ COMPONENTS: dict[str, tuple[Builder, Callable[[], str], list[Path]]] = {
     "s3a": (jars_only, lambda: pom_version("s3a"), [ARTIFACTS / "s3a"]),
     "supervisor": (supervisor, lambda: locked_version("supervisor.lock", "supervisor"), [REQUIREMENTS / "supervisor.lock"]),
     "gridstead": (gridstead, project_version, [ROOT / "analytics", REQUIREMENTS / "runtime.lock"]),
+    "debian": (debian, release, [ARTIFACTS / "debian"]),
 }
+ON_DEMAND = {"debian"}
+"""Only built when named: hosts with a package source of their own do without."""
 
 
 def inputs_digest(sources: list[Path]) -> str:
@@ -371,15 +408,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, default=Path(os.environ.get("GRIDSTEAD_BUNDLE", ROOT / "bundle")))
     verbs = parser.add_subparsers(dest="verb", required=True)
     build = verbs.add_parser("build", help="resolve, verify and pack what is not in the bundle yet")
-    build.add_argument("components", nargs="*", metavar="COMPONENT", help=f"one of: {', '.join(COMPONENTS)} (default: all)")
+    known = f"one of: {', '.join(COMPONENTS)} (default: all but {', '.join(ON_DEMAND)})"
+    build.add_argument("components", nargs="*", metavar="COMPONENT", help=known)
     verbs.add_parser("verify", help="check every tarball against the manifest")
     lock = verbs.add_parser("lock", help="write a server's artifacts.lock anew, after a wanted change of its pom.xml")
     lock.add_argument("servers", nargs="+", metavar="SERVER")
     options = parser.parse_args(arguments)
-    known = set(COMPONENTS) if options.verb == "build" else {path.parent.name for path in ARTIFACTS.glob("*/pom.xml")}
-    unknown = sorted(set(getattr(options, "components", []) or getattr(options, "servers", [])) - known)
+    names = set(COMPONENTS) if options.verb == "build" else {path.parent.name for path in ARTIFACTS.glob("*/pom.xml")}
+    unknown = sorted(set(getattr(options, "components", []) or getattr(options, "servers", [])) - names)
     if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(sorted(names))}")
     try:
         if options.verb == "lock":
             for server in options.servers:
@@ -392,7 +430,7 @@ def main(arguments: list[str] | None = None) -> int:
                 bundle.verify(name)
             say(f"{len(bundle.components)} tarballs agree with the manifest")
             return 0
-        done = [bundle.build(name) for name in options.components or COMPONENTS]
+        done = [bundle.build(name) for name in options.components or [name for name in COMPONENTS if name not in ON_DEMAND]]
         say(f"{sum(done)} built, {len(done) - sum(done)} up to date in {options.directory}")
     except BundleError as error:
         print(f"bundle: ERROR: {error}", file=sys.stderr)

@@ -1,10 +1,11 @@
-"""The whole appliance on one real systemd host, installed over SSH: idempotent, closed to others, not as root, back after a reboot."""
+"""The whole appliance on one real systemd host without a way out, installed over SSH: idempotent, closed to others, back after a reboot."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,18 @@ class Site:
         return json.loads(self.on(f"{GRIDSTEAD} --json report"))
 
 
+def cut_off_from_packages(hosts: Hosts) -> None:
+    """Leave the host nothing but SSH: what it needs of Debian comes from the bundle."""
+    run(
+        [sys.executable, str(ROOT / "tools" / "bundle.py"), "build", "debian"], env={"GRIDSTEAD_BUNDLE": str(ROOT / "bundle"), **os.environ}
+    )
+    rules = (
+        "add table inet cut; add chain inet cut out { type filter hook output priority 0; }; add rule inet cut out tcp dport 3128 reject"
+    )
+    hosts.on(HOST, f"nft '{rules}'")
+    assert not hosts.succeeds(HOST, "apt-get update -o APT::Update::Error-Mode=any")
+
+
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Site]:
     """A bare host; set GRIDSTEAD_TEST_LAB to keep one between runs, then it is as the last run left it."""
@@ -60,6 +73,7 @@ def bare() -> Iterator[Site]:
         hosts.do("destroy")
     if not hosts.directory.exists():
         hosts.do("create", HOST, timeout=900)
+        cut_off_from_packages(hosts)
     inventory = hosts.directory / "site" / "hosts.json"  # beside it Ansible keeps the site's passwords
     inventory.parent.mkdir(exist_ok=True)
     inventory.write_text(hosts.do("inventory"))
