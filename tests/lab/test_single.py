@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +27,7 @@ pytestmark = [
 ]
 
 HOST = "solo"
+KILLS = 5
 GRIDSTEAD = "/opt/gridstead/gridstead/bin/gridstead"
 UNITS = [f"gridstead-{service}" for service in SERVICES]
 
@@ -36,8 +41,17 @@ class Site:
 
     def playbook(self, *arguments: str) -> str:
         """Run the site's playbook; return what it printed."""
-        env = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-        return run(["ansible-playbook", "-i", str(self.inventory), "playbooks/site.yml", *arguments], env=env, timeout=900)
+        return run([*self.command, *arguments], env=self.environment, timeout=900)
+
+    @property
+    def command(self) -> list[str]:
+        """The command that runs the site's playbook."""
+        return ["ansible-playbook", "-i", str(self.inventory), "playbooks/site.yml"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of that command."""
+        return {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
 
     def on(self, script: str, timeout: float = 300) -> str:
         """Run a shell script on the host."""
@@ -100,6 +114,19 @@ def test_check_mode_goes_through_on_a_bare_host_and_touches_nothing(bare: Site) 
     assert changed(bare.playbook("--check", "--diff")) > 0
     assert bare.on("ls -d /etc/gridstead /opt/gridstead /var/lib/gridstead /etc/systemd/system/gridstead-* 2>/dev/null || :") == ""
     assert not bare.hosts.succeeds(HOST, "id gridstead || command -v java")
+
+
+def test_an_installation_that_is_killed_again_and_again_is_completed_by_the_next_run(bare: Site) -> None:
+    seed = int(os.environ.get("GRIDSTEAD_TEST_SEED", time.time()))
+    moments = [random.Random(seed + kill).uniform(10, 120) for kill in range(KILLS)]
+    print(f"\nGRIDSTEAD_TEST_SEED={seed}: killed after {', '.join(f'{moment:.0f}' for moment in moments)} s")
+    for moment in moments:
+        with subprocess.Popen(bare.command, cwd=ROOT, env=bare.environment, stdout=subprocess.DEVNULL, start_new_session=True) as killed:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                killed.wait(moment)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(killed.pid, signal.SIGKILL)
+    bare.playbook()
 
 
 def test_a_second_run_changes_nothing(site: Site) -> None:
