@@ -118,9 +118,10 @@ test-all: lint images ## Every test, also those of whole systems on hosts of the
 	@mkdir -p build
 	$(PYTEST)
 
-docs: test-environment ## Write the roles' READMEs, the data dictionary and the values of the charts anew
+docs: test-environment ## Write the roles' READMEs, the data dictionary, the cost page and the values of the charts anew
 	python tools/role_docs.py
 	python tools/data_dictionary.py
+	python tools/cost.py
 	python tools/charts.py docs
 
 lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in

@@ -195,6 +195,21 @@ class Aws:
         print(f"ec2-{verb} {cluster.stem}: code {done.returncode}, {seconds:.1f} s, {len(self.calls)} calls")
         return Run(done.returncode, done.stdout + done.stderr, seconds, Counter(self.calls))
 
+    def ask(self, cluster: Path, tool: str, *arguments: str) -> str:
+        """What a command of Ansible says of the inventory of a cluster file."""
+        program = shutil.which(tool, path=self.environment["PATH"])
+        assert program
+        command = [program, "-i", str(INVENTORY.parent), *arguments]
+        environment = {**self.environment, "CLUSTER": str(cluster)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def inventory(self, cluster: Path) -> dict[str, Any]:
+        """The inventory of a cluster file."""
+        listed = self.ask(cluster, "ansible-inventory", "--list")
+        return dict(json.loads(listed, object_hook=lambda value: value.get("__ansible_unsafe", value)))
+
     def up(self, cluster: Path, **variables: Any) -> Run:
         """Make a cluster; it has to succeed."""
         run = self.play("up", cluster, confirm=cluster.stem, **variables)

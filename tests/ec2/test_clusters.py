@@ -97,4 +97,9 @@ def test_spot_nodes_are_spot_from_the_first_call(empty: Aws) -> None:
     reservations = empty.client("ec2").describe_instances()["Reservations"]
     instances = {tag["Value"]: i for r in reservations for i in r["Instances"] for tag in i["Tags"] if tag["Key"] == "Name"}
     assert [name for name, instance in instances.items() if instance.get("InstanceLifecycle") == "spot"] == ["spot-worker-2"]
+    told = {name: variables["gridstead_spot"] for name, variables in empty.inventory(cluster)["_meta"]["hostvars"].items()}
+    assert told == {"spot-master-1": False, "spot-worker-1": False, "spot-worker-2": True}
     assert empty.up(cluster).changed == 0
+    empty.client("ec2").terminate_instances(InstanceIds=[instances["spot-worker-2"]["InstanceId"]])
+    assert dict(empty.up(cluster).writes) == {"RunInstances": 1}
+    assert empty.inventory(cluster)["_meta"]["hostvars"]["spot-worker-2"]["gridstead_spot"], "what was taken away is made anew as it was"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aws import ROOT, Aws, Fault
+from aws import Aws, Fault
 from census import census, names, nodes
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(280)]
@@ -70,16 +68,7 @@ def test_second_up_changes_nothing(aws: Aws, cluster: Path) -> None:
 
 
 def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
-    def ask(tool: str, *arguments: str) -> str:
-        program = shutil.which(tool, path=aws.environment["PATH"])
-        assert program
-        command = [program, "-i", str(ROOT / "inventories/ec2"), *arguments]
-        environment = {**aws.environment, "CLUSTER": str(cluster)}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    inventory = json.loads(ask("ansible-inventory", "--list"), object_hook=lambda value: value.get("__ansible_unsafe", value))
+    inventory = aws.inventory(cluster)
     assert inventory["masters"]["hosts"] == ["mend-master-1"]
     assert sorted(inventory["workers"]["hosts"]) == ["mend-worker-1", "mend-worker-2"]
     hosts = inventory["_meta"]["hostvars"]
@@ -90,7 +79,8 @@ def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
         assert variables["ec2_bucket"] == "mend-archive-of-a-test"
         assert variables["gridstead_rack"] == "/" + instances[name]["Placement"]["AvailabilityZone"]
     said = "ssh {{ ansible_ssh_common_args }} disks {{ hdfs_datanode_dirs }} name {{ gridstead_name }}"
-    told = ask("ansible", "mend-worker-1", "-m", "ansible.builtin.debug", "-a", f"msg={json.dumps(said)}", "-e", "gridstead_data_dir=/d")
+    debug = ["-m", "ansible.builtin.debug", "-a", f"msg={json.dumps(said)}", "-e", "gridstead_data_dir=/d"]
+    told = aws.ask(cluster, "ansible", "mend-worker-1", *debug)
     worker, bastion = instances["mend-worker-1"]["InstanceId"], instances["mend-bastion"]["PublicIpAddress"]
     assert f"HostKeyAlias={worker}" in told
     assert f"-W %h:%p admin@{bastion}" in told

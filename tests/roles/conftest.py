@@ -104,9 +104,10 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
         tasks.append({"name": f"Check {role.name}", "ansible.builtin.validate_argument_spec": check})
         tasks += launchers(role.name)
     handlers = [handler for role in ROLES for handler in handlers_of(role)]
-    unit = {**defaults_of(ROOT / "roles" / "service"), "service_name": "unit", "service_user": "someone", "service_stop_timeout": 45}
-    template = {"src": str(ROOT / "roles/service/templates/systemd.j2"), "dest": f"{root}/etc/unit.service", "mode": "0644"}
-    tasks.append({"name": "Render a unit of systemd", "ansible.builtin.template": template, "vars": unit})
+    for name, user in (("unit", "someone"), ("powerful", "root")):
+        unit = {**defaults_of(ROOT / "roles" / "service"), "service_name": name, "service_user": user, "service_stop_timeout": 45}
+        template = {"src": str(ROOT / "roles/service/templates/systemd.j2"), "dest": f"{root}/etc/{name}.service", "mode": "0644"}
+        tasks.append({"name": f"Render {name} of systemd", "ansible.builtin.template": template, "vars": unit})
     return [
         {
             "name": "Render every role",
@@ -125,6 +126,8 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
                 # what only a cluster needs, too
                 "hdfs_hosted": ["journalnode", "namenode", "zkfc", "datanode"],
                 "zookeeper_hosted": True,
+                # what only a host has that may be taken away
+                "gridstead_spot": True,
                 # and what only an archive on object storage needs
                 "gridstead_s3": True,
                 "gridstead_s3_endpoint": "https://s3.example.org",
@@ -133,7 +136,7 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
                 "gridstead_s3_encryption": "AES256",
             },
             # these roles have no entry point without a process; the values of defaults are the same at any precedence
-            "vars_files": [str(ROOT / f"roles/{name}/defaults/main.yml") for name in ("collector", "bridge", "analytics")],
+            "vars_files": [str(ROOT / f"roles/{name}/defaults/main.yml") for name in ("collector", "bridge", "analytics", "spot")],
             "tasks": tasks,
             "handlers": handlers,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import getpass
 import importlib.util
 import json
 import re
@@ -203,6 +204,21 @@ def test_a_unit_of_systemd_says_what_the_role_said(rendered: Rendered) -> None:
     service = read_ini(rendered.etc / "unit.service")["Service"]
     said = [service[key] for key in ("ExecStart", "User", "TimeoutStopSec", "LimitNOFILE")]
     assert said == [f"{rendered.etc}/services/unit", "someone", "45", "65536"]
+
+
+def test_a_unit_of_root_leaves_the_directory_of_the_others_to_them(rendered: Rendered) -> None:
+    """A RuntimeDirectory is given to the unit's user, with all that is in it."""
+    services = {name: read_ini(rendered.etc / f"{name}.service")["Service"] for name in ("unit", "powerful")}
+    assert services["unit"]["RuntimeDirectory"] == "gridstead"
+    assert "RuntimeDirectory" not in services["powerful"]
+    user, run_dir = getpass.getuser(), rendered.root / "run"
+    assert re.fullmatch(rf"/usr/bin/install -d -m 0755 -o {user} -g \S+ {run_dir}", services["powerful"]["ExecStartPre"])
+
+
+def test_a_nodemanager_that_may_be_taken_away_signs_off_when_it_stops(rendered: Rendered) -> None:
+    site = ElementTree.parse(rendered.etc / "hadoop" / "yarn-site.xml")
+    values = {node.findtext("name"): node.findtext("value") for node in site.iter("property")}
+    assert values["yarn.nodemanager.recovery.supervised"] == "false"
 
 
 @pytest.fixture(scope="module")

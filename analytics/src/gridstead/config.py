@@ -196,6 +196,20 @@ class Release:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spot:
+    """[spot]: the agent on a host that EC2 may take away. ``poll_s``: how often it looks for the notice, in seconds.
+
+    ``metadata`` is the address of the metadata service; ``reserve_s`` before the end the DataNode is stopped too.
+    """
+
+    metadata: str = _key("http://169.254.169.254")
+    bind: str = _key("127.0.0.1")
+    status_port: int = _port(9945)
+    poll_s: int = _key(5, at_least=1)
+    reserve_s: int = _key(30, at_least=1, at_most=120)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Service:
     """One [[services]]: a supervised process, and how to see that it is healthy.
 
@@ -227,6 +241,7 @@ class Config:
     schedule: Schedule
     archive: Archive
     release: Release
+    spot: Spot
     services: tuple[Service, ...]
 
     def service(self, name: str) -> Service | None:
@@ -247,6 +262,7 @@ _SECTIONS: dict[str, type] = {
     "schedule": Schedule,
     "archive": Archive,
     "release": Release,
+    "spot": Spot,
 }
 
 
