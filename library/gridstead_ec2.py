@@ -63,7 +63,7 @@ from ansible.module_utils.gridstead_ec2 import checks, errors
 from ansible.module_utils.gridstead_ec2.account import Account
 from ansible.module_utils.gridstead_ec2.cluster import ClusterError, parse, scaled, text_of
 from ansible.module_utils.gridstead_ec2.desired import desired
-from ansible.module_utils.gridstead_ec2.plan import BASTION_WAITS, Plan, rubble, rubble_lines
+from ansible.module_utils.gridstead_ec2.plan import BASTION_WAITS, OTHER_TAGS, Plan, rubble, rubble_lines
 
 try:
     import boto3
@@ -94,7 +94,7 @@ def up(account, cluster, wanted, found, parameters):
         "text": lines,
         "problems": plan.problems,
         "done": not stages and not plan.busy,
-        "settled": not plan.busy and all(text == BASTION_WAITS for stage in stages for _, text in plan.changes[stage]),
+        "settled": not plan.busy and all(text.endswith((BASTION_WAITS, OTHER_TAGS)) for stage in stages for _, text in plan.changes[stage]),
         "bastion_waits": ("~", BASTION_WAITS) in plan.changes["nodes"],
         "running": [i["InstanceId"] for i in running if i.get("InstanceLifecycle") != "spot"],
         "running_spot": [i["InstanceId"] for i in running if i.get("InstanceLifecycle") == "spot"],

@@ -50,6 +50,7 @@ except ImportError:  # told below
     boto3 = None
 
 
+BASTION = "bastion"
 AGAIN = ("RequestLimitExceeded", "Throttling", "Unavailable", "InternalError", "iamInstanceProfile")
 
 
@@ -124,12 +125,15 @@ def main():
     if module.check_mode:
         module.exit_json(changed=bool(nodes), launched={})
     config = botocore.config.Config(retries={"total_max_attempts": 1}, connect_timeout=10, read_timeout=60)
-    launched, failed = {}, []
+    launched, failed, bastion = {}, [], ""
     try:
         client = boto3.Session().client("ec2", region_name=module.params["region"], config=config)
-        for node in nodes:
+        for node in sorted(nodes, key=lambda node: node["group"] != BASTION):  # the others have its id in a tag
+            if bastion:
+                node["tags"]["gridstead-bastion-id"] = bastion
             try:
                 launched[node["name"]] = launch(client, request(node, module.params))
+                bastion = launched[node["name"]] if node["group"] == BASTION else bastion
             except botocore.exceptions.ClientError as error:
                 failed.append(f"{node['name']}, {node['type']} in {node['zone']}: {error}")
     except botocore.exceptions.BotoCoreError as error:

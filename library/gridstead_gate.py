@@ -160,9 +160,13 @@ class Gate:
                 self.troubles.append("%s: %s: %s" % (part, type(error).__name__, error))
 
     def zookeeper(self):
-        """Servers of ZooKeeper: one leads, and all others follow it."""
+        """Servers of ZooKeeper: one leads, and all others follow it. In a cluster of one master nothing uses it, nor names it."""
         modes = {}
-        for server in properties(os.path.join(self.etc, "hadoop", "core-site.xml"))["ha.zookeeper.quorum"].split(","):
+        core, yarn = (properties(os.path.join(self.etc, "hadoop", name)) for name in ("core-site.xml", "yarn-site.xml"))
+        quorum = core.get("ha.zookeeper.quorum") or yarn.get("hadoop.zk.address")
+        if not quorum:
+            return
+        for server in quorum.split(","):
             host, port = server.rsplit(":", 1)
             try:
                 with socket.create_connection((host, int(port)), timeout=5) as connection:

@@ -100,6 +100,7 @@ class Aws:
     calls: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)  # of services that moto lacks
+    further: dict[str, str] = field(default_factory=dict)  # of the environment of playbooks
 
     def middleware(self, application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         """Wrap moto's application."""
@@ -151,6 +152,7 @@ class Aws:
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **self.further,
         }
 
     def client(self, service: str, region_name: str = "us-east-1", config: Any = None) -> Any:
@@ -179,20 +181,24 @@ class Aws:
         path.write_text(yaml.safe_dump({**default, **content}, sort_keys=False))
         return path
 
-    def play(self, verb: str, cluster: Path, confirm: str = "", inventory: Path = INVENTORY, **variables: Any) -> Run:
-        """Run a playbook on a cluster file."""
+    def play(self, verb: str, cluster: Path, confirm: str = "", inventory: Path = INVENTORY, timeout: float = 280, **variables: Any) -> Run:
+        """Run a playbook of EC2 on a cluster file."""
+        return self.run(f"ec2-{verb}", cluster, confirm, inventory, timeout, **variables)
+
+    def run(self, playbook: str, cluster: Path, confirm: str, inventory: Path, timeout: float, **variables: Any) -> Run:
+        """Run any playbook on a cluster file."""
         ansible = shutil.which("ansible-playbook", path=self.environment["PATH"])
         assert ansible
         quick = {"ec2_poll_s": 1, "ec2_wait_s": 60, **variables}
-        command = [ansible, "-i", str(inventory), str(ROOT / "playbooks" / f"ec2-{verb}.yml"), "-e", json.dumps(quick)]
+        command = [ansible, "-i", str(inventory), str(ROOT / "playbooks" / f"{playbook}.yml"), "-e", json.dumps(quick)]
         self.calls.clear()
         started = time.monotonic()
         environment = {**self.environment, "CLUSTER": str(cluster), "CONFIRM": confirm}
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280, check=False
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
         )
         seconds = time.monotonic() - started
-        print(f"ec2-{verb} {cluster.stem}: code {done.returncode}, {seconds:.1f} s, {len(self.calls)} calls")
+        print(f"{playbook} {cluster.stem}: code {done.returncode}, {seconds:.1f} s, {len(self.calls)} calls")
         return Run(done.returncode, done.stdout + done.stderr, seconds, Counter(self.calls))
 
     def ask(self, cluster: Path, tool: str, *arguments: str) -> str:
@@ -227,6 +233,7 @@ class Aws:
         urllib.request.urlopen(f"{self.url}/moto-api/reset", data=b"").close()
         self.faults.clear()
         self.answers.clear()
+        self.further.clear()
 
 
 @contextmanager

@@ -78,12 +78,14 @@ def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
         assert variables["ansible_host"] == variables["gridstead_address"] == instances[name]["PrivateIpAddress"]
         assert variables["ec2_bucket"] == "mend-archive-of-a-test"
         assert variables["gridstead_rack"] == "/" + instances[name]["Placement"]["AvailabilityZone"]
+    numbers = {name: variables["gridstead_order"] for name, variables in hosts.items()}  # the plug-in has nodes in the order of their ids
+    assert numbers == {"mend-master-1": 1001, "mend-worker-1": 2001, "mend-worker-2": 2002}
     said = "ssh {{ ansible_ssh_common_args }} disks {{ hdfs_datanode_dirs }} name {{ gridstead_name }}"
     debug = ["-m", "ansible.builtin.debug", "-a", f"msg={json.dumps(said)}", "-e", "gridstead_data_dir=/d"]
     told = aws.ask(cluster, "ansible", "mend-worker-1", *debug)
-    worker, bastion = instances["mend-worker-1"]["InstanceId"], instances["mend-bastion"]["PublicIpAddress"]
+    worker, bastion = instances["mend-worker-1"]["InstanceId"], instances["mend-bastion"]
     assert f"HostKeyAlias={worker}" in told
-    assert f"-W %h:%p admin@{bastion}" in told
+    assert f"HostKeyAlias={bastion['InstanceId']} -W %h:%p admin@{bastion['PublicIpAddress']}" in told
     assert "disks ['/data/1/hdfs'] name mend" in told
 
 
@@ -99,6 +101,18 @@ def test_up_replaces_what_died_and_touches_nothing_else(aws: Aws, cluster: Path)
     assert new["PrivateIpAddress"] == lost["PrivateIpAddress"]
     del before["mend-worker-1"]
     assert after == before
+
+
+def test_a_bastion_that_died_is_made_anew_and_the_nodes_name_the_new_one(aws: Aws, cluster: Path) -> None:
+    before = nodes(aws, "mend")
+    aws.client("ec2").terminate_instances(InstanceIds=[before["mend-bastion"]["InstanceId"]])
+    run = aws.up(cluster)
+    assert set(run.writes) == {"RunInstances", "AssociateAddress", "CreateTags"}
+    after = nodes(aws, "mend")
+    assert after["mend-bastion"]["PublicIpAddress"] == before["mend-bastion"]["PublicIpAddress"]
+    for name in set(after) - {"mend-bastion"}:
+        assert {"Key": "gridstead-bastion-id", "Value": after["mend-bastion"]["InstanceId"]} in after[name]["Tags"]
+    assert not aws.up(cluster).writes
 
 
 def test_down_goes_on_after_credentials_expired(aws: Aws, cluster: Path) -> None:

@@ -8,6 +8,7 @@ and with the last process go namespaces and mounts; `lab.py destroy` then remove
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import selectors
@@ -37,17 +38,19 @@ class Holder:
         self.network = network
         self.hosts: dict[str, Host] = {}
 
-    def create(self, names: list[str]) -> None:
-        """Make hosts and start them."""
+    def create(self, names: list[str], addresses: dict[str, str]) -> None:
+        """Make hosts and start them; those without an address of their own get the next free one."""
         for name in names:
             if name in self.hosts:
                 raise LabError(f"lab {self.lab.name} has a host {name} already", f"{self.lab.command} status")
         if len(self.hosts) + len(names) > MOST_HOSTS:
             raise LabError(f"a lab has at most {MOST_HOSTS} hosts", "lab.py --lab ANOTHER create …")
-        free = (number for number in range(FIRST_HOST, 255) if number not in {host.number for host in self.hosts.values()})
+        numbers = self._numbers(addresses)
+        taken = {*numbers.values(), *(host.number for host in self.hosts.values())}
+        free = (number for number in range(FIRST_HOST, self.lab.subnet.num_addresses - 1) if number not in taken)
         kind = Node if "programs" in self.lab.definition else Host
         for name in names:
-            host = kind(self.lab, check_name("host", name), next(free))
+            host = kind(self.lab, check_name("host", name), numbers[name] if name in numbers else next(free))
             host.prepare()
             self.hosts[name] = host
         self._publish()
@@ -129,6 +132,21 @@ class Holder:
                 except LabError as error:
                     host.stop()
                     host.ended = f"could not boot again: {error}"
+
+    def _numbers(self, addresses: dict[str, str]) -> dict[str, int]:
+        """The places in the lab's network of the addresses that hosts are to have."""
+        subnet = self.lab.subnet
+        taken = {host.number: host.name for host in self.hosts.values()}
+        numbers: dict[str, int] = {}
+        for name, address in addresses.items():
+            number = int(ipaddress.IPv4Address(address)) - int(subnet.network_address)
+            if not 1 < number < subnet.num_addresses - 1:
+                raise LabError(f"{address} is no address of a host in {subnet} (its first is the lab's own)", f"{self.lab.command} status")
+            if number in taken:
+                raise LabError(f"{address} is the address of {taken[number]}", f"{self.lab.command} status")
+            taken[number] = name
+            numbers[name] = number
+        return numbers
 
     def _named(self, names: list[str]) -> list[Host]:
         """The hosts of these names, all for none."""

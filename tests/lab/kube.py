@@ -93,7 +93,7 @@ def cmd_up(lab: Lab, arguments: argparse.Namespace) -> None:
         outside = kube_settings.outside(lab.directory / "kube", f"127.0.0.1:{(lab.directory / 'gate').read_text().strip()}")
         kubeconfig(lab).write_text(json.dumps(outside))
         kubeconfig(lab).chmod(0o600)
-        hosts.ask(lab, "create", names=names)
+        hosts.ask(lab, "create", names=names, addresses=addresses)
         wait_ready(lab, names)
     except BaseException:
         if not arguments.keep:

@@ -8,6 +8,7 @@ openssh-client and util-linux. docs/operations/lab.md shows every verb.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from typing import Any
 
 import kernel
 from errors import LabError, run
-from state import ROOT, WITHHELD, Lab, all_labs, check_name
+from state import ROOT, WITHHELD, Lab, all_labs, check_name, check_network
 
 BOOT_TIMEOUT_S = 90
 END_TIMEOUT_S = 120
@@ -113,20 +114,35 @@ def cmd_create(lab: Lab, arguments: argparse.Namespace) -> None:
     import image
 
     image.require_programs()
-    if len(set(arguments.hosts)) < len(arguments.hosts):
-        raise LabError("a host is named twice", "name each once")
-    for name in arguments.hosts:
-        check_name("host", name)
+    names, addresses = names_and_addresses(arguments.hosts)
     if not lab.processes():
-        lab.create(str(image.build()))
+        lab.create(str(image.build()), arguments.network)
         try:
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {lab.name}", "-f", str(lab.key)])
             start_holder(lab)
         except BaseException:
             end(lab)
             raise
-    ask(lab, "create", names=arguments.hosts)
-    wait_booted(lab, arguments.hosts)
+    elif arguments.network and check_network(arguments.network) != lab.subnet:
+        raise LabError(f"lab {lab.name} has the network {lab.subnet}", f"{lab.command} create HOST… without --network")
+    ask(lab, "create", names=names, addresses=addresses)
+    wait_booted(lab, names)
+
+
+def names_and_addresses(hosts: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The names of hosts given as NAME or NAME=ADDRESS, and the addresses that some have."""
+    names, addresses = [], {}
+    for host in hosts:
+        name, given, address = host.partition("=")
+        names.append(check_name("host", name))
+        if given:
+            try:
+                addresses[name] = str(ipaddress.IPv4Address(address))
+            except ValueError:
+                raise LabError(f"{address!r} is no address", "create NAME=10.88.0.20, with an address of the lab's network") from None
+    if len(set(names)) < len(names):
+        raise LabError("a host is named twice", "name each once")
+    return names, addresses
 
 
 def start_holder(lab: Lab) -> None:
@@ -333,7 +349,9 @@ def parser() -> argparse.ArgumentParser:
         return text.split(",")
 
     verb(cmd_base)
-    verb(cmd_create, "+")
+    made = verb(cmd_create)
+    made.add_argument("hosts", nargs="+", metavar="HOST[=ADDRESS]", help="name of a host; its address, unless any will do")
+    made.add_argument("--network", default="", metavar="NETWORK", help="the network of a lab that is not there yet (a /24 that no lab has)")
     verb(cmd_list)
     verb(cmd_status, "*").add_argument("--json", action="store_true", help="print JSON")
     for action in (cmd_ssh, cmd_exec):

@@ -13,7 +13,7 @@ TABLE = "lab"
 
 
 class Network:
-    """The bridge and its ports; a host is known by the last byte of its address."""
+    """The bridge and its ports; a host is known by the place of its address in the lab's network."""
 
     def __init__(self, subnet: ipaddress.IPv4Network) -> None:
         """Name the addresses; the first is the bridge's own."""

@@ -41,6 +41,17 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
+def check_network(text: str) -> ipaddress.IPv4Network:
+    """Return the network that is meant if a lab may have it. Another lab may have it as well: neither is seen outside its namespace."""
+    try:
+        network = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise LabError(f"{text!r} is no network: {error}", "--network 10.88.0.0/20") from None
+    if not network.is_private or not 16 <= network.prefixlen <= 28:
+        raise LabError(f"{network} is not a private network of /16 to /28", "--network 10.88.0.0/20")
+    return network
+
+
 class Lab:
     """The files of one lab below ROOT/labs/NAME."""
 
@@ -100,18 +111,18 @@ class Lab:
         """What the lab was made with."""
         return dict(json.loads((self.directory / "lab.json").read_text()))
 
-    def create(self, image: str, **settings: Any) -> None:
-        """Make the directory and find the first free subnet of the lab; refuse a name that is taken. A cluster has further settings."""
+    def create(self, image: str, network: str = "", **settings: Any) -> None:
+        """Make the directory; find the first free subnet, unless a network is given; refuse a name that is taken.
+
+        A cluster has further settings.
+        """
         with exclusive(ROOT / "labs"):
             if self.exists:
                 raise LabError(f"something of a lab {self.name} is still there", f"{self.command} destroy")
-            taken = {str(lab.subnet) for lab in all_labs() if (lab.directory / "lab.json").exists()}
-            free = next((net for net in NETWORK.subnets(new_prefix=24) if str(net) not in taken), None)
-            if free is None:
-                raise LabError(f"every subnet of {NETWORK} has a lab", "lab.py list, and destroy some")
+            subnet = check_network(network) if network else _first_free()
             self.directory.mkdir(parents=True, mode=0o700)
             self.lock.touch()
-            (self.directory / "lab.json").write_text(json.dumps({"subnet": str(free), "image": image, **settings}))
+            (self.directory / "lab.json").write_text(json.dumps({"subnet": str(subnet), "image": image, **settings}))
 
     def define(self, **settings: Any) -> None:
         """Add to what the lab was made with, before it runs."""
@@ -121,6 +132,15 @@ class Lab:
         """Kill whatever is left in the lab's control group and remove its files. Safe to repeat, and by several at once."""
         self.group.remove()
         shutil.rmtree(self.directory, onerror=_unless_gone)
+
+
+def _first_free() -> ipaddress.IPv4Network:
+    """The first /24 that no lab has."""
+    taken = {str(lab.subnet) for lab in all_labs() if (lab.directory / "lab.json").exists()}
+    free = next((net for net in NETWORK.subnets(new_prefix=24) if str(net) not in taken), None)
+    if free is None:
+        raise LabError(f"every subnet of {NETWORK} has a lab", "lab.py list, and destroy some")
+    return free
 
 
 def _unless_gone(_function: Any, _path: str, error: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,20 +16,16 @@ from typing import Any
 
 import pytest
 
-from appliance import ROOT, Appliance, Stall, Statistics, assert_served, run, wait_until
-from gridstead import sources
-from gridstead.pseudonyms import Pseudonyms
-from gridstead.simulate import AccessSimulation
+from appliance import ROOT, Stall, assert_served, run, wait_until
+from clusters import GRIDSTEAD, HADOOP, LIMIT, HostedCluster, open_files_missing, pretend_open_files
 from hosts import Hosts, changed, missing
-from oracle import distinct, oracle_statistics
 from support_bundle import texts_of
 
-LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.long,
     pytest.mark.skipif(bool(missing()), reason=missing() or "a lab can be made"),
-    pytest.mark.skipif(LIMIT < 65536 and not shutil.which("gcc"), reason="Elasticsearch wants 65536 open files, and nobody can pretend"),
+    pytest.mark.skipif(bool(open_files_missing()), reason=open_files_missing() or "Elasticsearch can run"),
 ]
 
 KEPT = "GRIDSTEAD_TEST_LAB" in os.environ and Hosts(os.environ["GRIDSTEAD_TEST_LAB"]).directory.exists()
@@ -38,13 +33,8 @@ MASTERS = ["m1", "m2", "m3"]
 WORKERS = ["w1", "w2", "w3"]
 GATEWAY = WORKERS[0]
 NEW_WORKER = "w4"
-GRIDSTEAD = "/opt/gridstead/gridstead/bin/gridstead"
-HADOOP = "/opt/gridstead/hadoop/bin/hadoop"
-PYTHON_GET = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())'"
-DAY_MS = 86_400_000
 OTHER_KAFKA = "4.3.0"  # another than the bundle's
 CUT_S = 120  # how long a host is cut off at the least
-FIRST_DAY_MS = 1_262_304_000_000  # 2010-01-01: each case has days of its own
 SETTINGS = {
     "elasticsearch_heap": "512m",
     "kafka_heap": "320m",
@@ -61,12 +51,11 @@ SETTINGS = {
 """What makes six hosts fit into 12 GiB."""
 
 
-class Cluster(Appliance):
-    """The cluster as tests see it. Elasticsearch is asked from the gateway, whichever node answers."""
+class Cluster(HostedCluster):
+    """The cluster and its inventory."""
 
     def __init__(self, hosts: Hosts) -> None:
-        super().__init__(Path("/"), 0)
-        self.hosts = hosts
+        super().__init__(hosts, GATEWAY)
         self.site = hosts.directory / "site"  # beside the inventory Ansible keeps the site's passwords
         self.settings: dict[str, Any] = {**SETTINGS}
 
@@ -97,38 +86,6 @@ class Cluster(Appliance):
         """Run a playbook; return what it printed."""
         return run(self.command(*arguments, book=book), env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}, timeout=2400)
 
-    def elasticsearch(self, path: str, body: Any = None, method: str | None = None) -> Any:
-        script = (
-            "import json, sys, urllib.request as u\n"
-            "path, body, method = json.load(sys.stdin)\n"
-            "for host in json.load(open('/etc/gridstead/clients/elasticsearch.json'))['hosts']:\n"
-            "    data = None if body is None else json.dumps(body).encode()\n"
-            "    request = u.Request(f'{host}/{path}', data, {'Content-Type': 'application/json'}, method=method)\n"
-            "    try:\n"
-            "        print(u.urlopen(request, timeout=20).read().decode())\n"
-            "        break\n"
-            "    except OSError as error:\n"
-            "        print(host, error, file=sys.stderr)\n"
-        )
-        command = self.hosts.command("exec", GATEWAY, "--", "python3", "-c", script)
-        asked = json.dumps([path, body, method])
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=120, check=False)
-        if not done.stdout:
-            raise OSError(f"no node of Elasticsearch answers: {done.stderr}")
-        return json.loads(done.stdout)
-
-    def on(self, host: str, script: str, timeout: float = 300) -> str:
-        return self.hosts.on(host, script, timeout=timeout)
-
-    def moved(self) -> int:
-        """How many messages the bridge has moved to Kafka since it was started."""
-        return int(json.loads(self.on(GATEWAY, f"{PYTHON_GET} http://{GATEWAY}:9942/metrics.json"))["moved"])
-
-    def replay(self, path: str, rate: int) -> subprocess.Popen[str]:
-        """Start to replay a file of the gateway."""
-        command = self.hosts.command("exec", GATEWAY, "--", GRIDSTEAD, "replay", path, "--rate", str(rate), "--timeout", "600")
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
     def active_namenode(self) -> str:
         """The host of the active NameNode; an error where there is none."""
         states = self.on(GATEWAY, f"{HADOOP} haadmin -getAllServiceState 2>/dev/null || :")
@@ -157,25 +114,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         hosts.do("create", *MASTERS, *WORKERS, timeout=900)
     cluster = Cluster(hosts)
     cluster.write_inventory()
-    if LIMIT < 65536:
-        pretend_open_files(hosts, tmp_path_factory.mktemp("nofile"))
+    pretend_open_files(hosts, WORKERS, tmp_path_factory.mktemp("nofile"))
     yield cluster
     if not kept:
         hosts.do("destroy")
-
-
-def pretend_open_files(hosts: Hosts, directory: Path) -> None:
-    """Give Elasticsearch the limit of open files that it insists on, in its own eyes."""
-    library = directory / "nofile.so"
-    run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(Path(__file__).with_name("nofile.c"))])
-    unit = "/etc/systemd/system/gridstead-elasticsearch.service.d"
-    script = (
-        f"cat > /usr/local/lib/nofile.so.new && mv /usr/local/lib/nofile.so.new /usr/local/lib/nofile.so && mkdir -p {unit} && "
-        f"printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/local/lib/nofile.so\\n' > {unit}/lab.conf"
-    )
-    for host in WORKERS:
-        command = hosts.command("exec", host, "--", "sh", "-c", script)
-        subprocess.run(command, input=library.read_bytes(), check=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -260,21 +202,6 @@ def test_a_namespace_is_not_formatted_while_a_journal_is_left(cluster: Cluster) 
     wait_until(cluster.well, "HDFS is back", 240)
 
 
-def simulated(cluster: Cluster, directory: Path, case: int) -> tuple[str, Statistics, int, int]:
-    """A file of records with duplicates on the gateway, the statistics expected of them, and the range of their bins."""
-    start_ms = FIRST_DAY_MS + (10 * case + int(time.time()) % 3000) * DAY_MS  # kept hosts have seen other days
-    records = list(AccessSimulation(seed=case, events=8000, start_ms=start_ms, span_s=86_400, future=0.0, duplicates=0.1))
-    path = f"/tmp/events-{case}.jsonl"
-    command = cluster.hosts.command("exec", GATEWAY, "--", "sh", "-c", f"cat > {path}")
-    subprocess.run(command, input="".join(json.dumps(record) + "\n" for record in records), text=True, check=True, timeout=60)
-    keys = directory / "keys"
-    keys.touch(mode=0o600)
-    keys.write_text(cluster.on(GATEWAY, "cat /etc/gridstead/pseudonyms/keys"))
-    pseudonyms = Pseudonyms(keys)
-    events = [pseudonyms.protect(sources.normalise(record, received_ms=int(time.time() * 1000))) for record in records]
-    return path, oracle_statistics(distinct(events)), start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1
-
-
 def elasticsearch_master(cluster: Cluster) -> str:
     """The host of Elasticsearch's master; not the gateway, from which the tests ask and send."""
 
@@ -319,7 +246,7 @@ LOST: dict[str, Callable[[Cluster], str]] = {
 def test_counts_are_exact_after_a_host_was_lost_during_a_replay(cluster: Cluster, tmp_path: Path, lost: str, way: str) -> None:
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 400)
     victim = LOST[lost](cluster)
-    path, expected, from_ms, to_ms = simulated(cluster, tmp_path, 2 * list(LOST).index(lost) + (way == "cut"))
+    path, expected, from_ms, to_ms = cluster.simulated(tmp_path, 2 * list(LOST).index(lost) + (way == "cut"))
     before, over = cluster.moved(), threading.Event()
     stalls = {
         "reached Kafka": Stall(cluster.moved, over),
@@ -479,7 +406,7 @@ def test_kafka_is_upgraded_and_taken_back_while_events_arrive(cluster: Cluster, 
     (before,) = kafka_versions(cluster)
     version = OTHER_KAFKA
     other = str(bundle_with_kafka(version, tmp_path))
-    path, expected, from_ms, to_ms = simulated(cluster, tmp_path, 2 * len(LOST))
+    path, expected, from_ms, to_ms = cluster.simulated(tmp_path, 2 * len(LOST))
     before_it = cluster.moved()
     with cluster.replay(path, 40) as replay:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import ipaddress
 import json
 import os
 import re
@@ -219,6 +220,9 @@ def test_the_inventory_is_ansibles(lab: Hosts) -> None:
         (["create", "alpha"], "has a host alpha already"),
         (["create", "new", "new"], "a host is named twice"),
         (["create"], "arguments are required: HOST"),
+        (["create", "new=10.1.1"], "is no address"),
+        (["create", "new=192.0.2.7"], "is no address of a host in"),
+        (["create", "--network", "10.9.0.0/20", "new"], "has the network"),
         (["cut", "nobody"], "has no host nobody; it has alpha, beta, gamma"),
         (["crash", "alpha", "nobody"], "has no host nobody"),
         (["partition", "alpha", "alpha,beta"], "alpha cannot be on both sides"),
@@ -250,6 +254,23 @@ def test_labs_stand_side_by_side(lab: Hosts, single: Hosts) -> None:
     assert {"test-one: alpha", "test-three: alpha beta gamma"} <= set(listed)
     single.do("destroy")
     lab.on("alpha", "ping -c 1 -W 2 -q beta")
+
+
+def test_network_and_addresses_may_be_chosen(lab: Hosts, single: Hosts) -> None:
+    assert "is not a private network" in single.refuse("create", "--network", "198.51.96.0/20", "alpha")
+    single.do("create", "--network", str(ipaddress.ip_network(lab.status()["alpha"]["address"] + "/20", strict=False)), "alpha")
+    single.do("destroy")
+    single.do("create", "--network", "10.9.0.0/20", "one=10.9.2.7", "two=10.9.15.254", "three")
+    assert {name: host["address"] for name, host in single.status().items()} == {
+        "one": "10.9.2.7",
+        "two": "10.9.15.254",
+        "three": "10.9.0.11",
+    }
+    single.on("one", "ping -c 1 -W 2 -q two && ping -c 1 -W 2 -q three")
+    assert single.do("ssh", "two", "--", "hostname").strip() == "two"
+    assert "is the address of one" in single.refuse("create", "four=10.9.2.7")
+    for address in ("10.9.0.1", "10.9.15.255", "10.9.16.1"):
+        assert "is no address of a host in 10.9.0.0/20" in single.refuse("create", f"four={address}")
 
 
 def test_the_page_shows_every_verb_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,12 @@ WELL = (
 )
 
 
+def unused_port() -> int:
+    """A port of loopback at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def datanode(state: str = "In Service", heard_s: int = 0) -> dict[str, Any]:
     return {"adminState": state, "lastContact": heard_s, "used": 5, "remaining": 7}
 
@@ -29,6 +37,20 @@ def test_three_equal_servers_of_zookeeper_need_one_leader() -> None:
     assert gate.judge_ensemble({"a": "leader", "b": "follower", "c": "silent (refused)"}) == ["ZooKeeper on c is silent (refused)"]
     assert gate.judge_ensemble({"a": "follower", "b": "follower", "c": "follower"}) == ["ZooKeeper: 0 servers lead"]
     assert len(gate.judge_ensemble({"a": "standalone", "b": "standalone", "c": "standalone"})) == 4
+
+
+def test_a_cluster_of_one_master_waits_for_no_zookeeper(tmp_path: Path) -> None:
+    (tmp_path / "hadoop").mkdir()
+    for name in ("core-site.xml", "yarn-site.xml"):
+        (tmp_path / "hadoop" / name).write_text("<configuration/>")
+    look = gate.Gate({"etc_dir": str(tmp_path), "parts": ["zookeeper"]})
+    look.look()
+    assert look.troubles == []
+    port = unused_port()
+    quorum = f"<configuration><property><name>hadoop.zk.address</name><value>127.0.0.1:{port}</value></property></configuration>"
+    (tmp_path / "hadoop/yarn-site.xml").write_text(quorum)
+    look.look()
+    assert "ZooKeeper on 127.0.0.1 is silent" in look.troubles[0]
 
 
 @pytest.mark.parametrize(

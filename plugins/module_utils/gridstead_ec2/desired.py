@@ -100,6 +100,7 @@ def nodes_of(cluster: dict[str, Any], subnets: list[dict[str, Any]]) -> list[dic
                 {
                     "name": f"{name}-{group['name']}-{index}",
                     "group": group["name"],
+                    "order": slot * 1000 + index,
                     "inventory": ",".join(group["inventory"]),
                     "type": group["type"],
                     "zone": subnet["zone"],
@@ -123,6 +124,7 @@ def desired(cluster: dict[str, Any], components: dict[str, Any], account: str) -
     bastion = {
         "name": f"{name}-{BASTION}",
         "group": BASTION,
+        "order": 0,
         "inventory": "",
         "type": cluster["bastion"]["type"],
         "zone": subnets[0]["zone"],

@@ -8,6 +8,7 @@ from .account import LIVING, name_of, rules_of, tags_of
 from .desired import BASTION, CLUSTER_TAG, GROUP_RULES, canonical
 
 BASTION_WAITS = "the bastion gets its public address"
+OTHER_TAGS = "gets other tags"
 STAGES = ("network", "access", "nodes")
 
 
@@ -47,7 +48,8 @@ class Plan:
         ids["internet_gateway"] = found["internet_gateways"][0]["InternetGatewayId"] if found["internet_gateways"] else ""
         alive = [gateway for gateway in found["nat_gateways"] if gateway["State"] != "failed"]
         ids["nat_gateway"] = alive[0]["NatGatewayId"] if alive else ""
-        by_node = {tags_of(instance).get("Name", ""): instance for instance in found["instances"]}
+        staying = [instance for instance in found["instances"] if instance["State"]["Name"] != "shutting-down"]
+        by_node = {tags_of(instance).get("Name", ""): instance for instance in staying}
         ids["nodes"] = {name: instance["InstanceId"] for name, instance in by_node.items()}
         return ids
 
@@ -176,11 +178,15 @@ class Plan:
             self._differ("access", "bucket", name, bool(there), same)
 
     def _tags_for(self, node: dict[str, Any]) -> dict[str, str]:
-        """Return the tags of a node; those that the inventory reads, and where the bastion is."""
+        """Return the tags of a node; those that the inventory reads, and which the bastion is and where."""
         tags = {**self.wanted["tags"], "Name": node["name"], "gridstead-group": node["group"]}
         if node["group"] != BASTION:
-            tags |= {"gridstead-inventory": node["inventory"], "gridstead-bastion": self.ids["public"].get(f"{self.cluster}-bastion", "")}
+            bastion = f"{self.cluster}-bastion"
+            tags |= {"gridstead-inventory": node["inventory"], "gridstead-bastion": self.ids["public"].get(bastion, "")}
             tags |= {"gridstead-disks": str(len(node["volumes"]) - 1), "gridstead-bucket": self.wanted["bucket"]["name"]}
+            tags["gridstead-order"] = str(node["order"])
+            if bastion in self.ids["nodes"]:  # of one that is to come, whoever launches it learns the id
+                tags["gridstead-bastion-id"] = self.ids["nodes"][bastion]
         return tags
 
     def _nodes(self) -> None:
@@ -236,7 +242,7 @@ class Plan:
         tags = self._tags_for(node)
         if not tags.items() <= tags_of(instance).items():
             self.retag.append({"id": identity, "tags": tags})
-            self.changes["nodes"].append(("~", f"node {node['name']} {identity} gets other tags"))
+            self.changes["nodes"].append(("~", f"node {node['name']} {identity} {OTHER_TAGS}"))
         there = {"type": instance["InstanceType"], "spot": instance.get("InstanceLifecycle") == "spot"}
         there["volumes"] = len(instance["BlockDeviceMappings"])
         asked = {"type": node["type"], "spot": node["spot"], "volumes": len(node["volumes"])}

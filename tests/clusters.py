@@ -1,0 +1,114 @@
+"""A cluster on the hosts of a test lab as tests see it, through the console of its gateway."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from appliance import Appliance, Statistics, run
+from gridstead import sources
+from gridstead.pseudonyms import Pseudonyms
+from gridstead.simulate import AccessSimulation
+from hosts import Hosts
+from oracle import distinct, oracle_statistics
+
+GRIDSTEAD = "/opt/gridstead/gridstead/bin/gridstead"
+HADOOP = "/opt/gridstead/hadoop/bin/hadoop"
+PYTHON_GET = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())'"
+DAY_MS = 86_400_000
+FIRST_DAY_MS = 1_262_304_000_000  # 2010-01-01: each case has days of its own
+LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+def open_files_missing() -> str:
+    """Why Elasticsearch cannot run on hosts of this machine; empty where it can."""
+    few = LIMIT < 65536 and not shutil.which("gcc")
+    return "Elasticsearch wants 65536 open files, and nobody can pretend" if few else ""
+
+
+def pretend_open_files(hosts: Hosts, names: Sequence[str], directory: Path) -> None:
+    """Give Elasticsearch on these hosts the limit of open files that it insists on, in its own eyes; nothing where they have it."""
+    if LIMIT >= 65536:
+        return
+    library = directory / "nofile.so"
+    if not library.exists():
+        source = Path(__file__).parent / "lab" / "nofile.c"
+        run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)])
+    unit = "/etc/systemd/system/gridstead-elasticsearch.service.d"
+    script = (
+        f"cat > /usr/local/lib/nofile.so.new && mv /usr/local/lib/nofile.so.new /usr/local/lib/nofile.so && mkdir -p {unit} && "
+        f"printf '[Service]\\nEnvironment=LD_PRELOAD=/usr/local/lib/nofile.so\\n' > {unit}/lab.conf"
+    )
+    for name in names:
+        command = hosts.command("exec", name, "--", "sh", "-c", script)
+        subprocess.run(command, input=library.read_bytes(), check=True, timeout=60)
+
+
+class HostedCluster(Appliance):
+    """A cluster whose gateway is a host of a lab. Elasticsearch is asked from there, whichever node answers."""
+
+    def __init__(self, hosts: Hosts, gateway: str) -> None:
+        super().__init__(Path("/"), 0)
+        self.hosts = hosts
+        self.gateway = gateway
+
+    def elasticsearch(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        script = (
+            "import json, sys, urllib.request as u\n"
+            "path, body, method = json.load(sys.stdin)\n"
+            "for host in json.load(open('/etc/gridstead/clients/elasticsearch.json'))['hosts']:\n"
+            "    data = None if body is None else json.dumps(body).encode()\n"
+            "    request = u.Request(f'{host}/{path}', data, {'Content-Type': 'application/json'}, method=method)\n"
+            "    try:\n"
+            "        print(u.urlopen(request, timeout=20).read().decode())\n"
+            "        break\n"
+            "    except OSError as error:\n"
+            "        print(host, error, file=sys.stderr)\n"
+        )
+        command = self.hosts.command("exec", self.gateway, "--", "python3", "-c", script)
+        asked = json.dumps([path, body, method])
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=120, check=False)
+        if not done.stdout:
+            raise OSError(f"no node of Elasticsearch answers: {done.stderr}")
+        return json.loads(done.stdout)
+
+    def on(self, host: str, script: str, timeout: float = 300) -> str:
+        """Run a shell script at the console of a host; return what it printed."""
+        return self.hosts.on(host, script, timeout=timeout)
+
+    def moved(self) -> int:
+        """How many messages the bridge has moved to Kafka since it was started."""
+        address = self.hosts.status()[self.gateway]["address"]
+        return int(json.loads(self.on(self.gateway, f"{PYTHON_GET} http://{address}:9942/metrics.json"))["moved"])
+
+    def replay(self, path: str, rate: int, timeout_s: int = 600) -> subprocess.Popen[str]:
+        """Start to replay a file of the gateway."""
+        words = ["replay", path, "--rate", str(rate), "--timeout", str(timeout_s)]
+        command = self.hosts.command("exec", self.gateway, "--", GRIDSTEAD, *words)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def live_datanodes(self) -> int:
+        """How many DataNodes the NameNode has heard of lately."""
+        report = self.on(self.gateway, f"{HADOOP} dfsadmin -report 2>/dev/null | grep ^Live || :")
+        return int("".join(re.findall(r"\((\d+)\)", report)) or 0)
+
+    def simulated(self, directory: Path, case: int, events: int = 8000) -> tuple[str, Statistics, int, int]:
+        """A file of records with duplicates on the gateway, the statistics expected of them, and the range of their bins."""
+        start_ms = FIRST_DAY_MS + (10 * case + int(time.time()) % 3000) * DAY_MS  # kept hosts have seen other days
+        records = list(AccessSimulation(seed=case, events=events, start_ms=start_ms, span_s=86_400, future=0.0, duplicates=0.1))
+        path = f"/tmp/events-{case}.jsonl"
+        command = self.hosts.command("exec", self.gateway, "--", "sh", "-c", f"cat > {path}")
+        subprocess.run(command, input="".join(json.dumps(record) + "\n" for record in records), text=True, check=True, timeout=60)
+        keys = directory / "keys"
+        keys.touch(mode=0o600)
+        keys.write_text(self.on(self.gateway, "cat /etc/gridstead/pseudonyms/keys"))
+        pseudonyms = Pseudonyms(keys)
+        protected = [pseudonyms.protect(sources.normalise(record, received_ms=int(time.time() * 1000))) for record in records]
+        return path, oracle_statistics(distinct(protected)), start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1
