@@ -44,7 +44,6 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 120) 
         time.sleep(0.5)
 
 
-@dataclasses.dataclass
 class Stall(threading.Thread):
     """Looks again and again at a count, and keeps the longest time for which it did not grow.
 
@@ -72,6 +71,7 @@ class Stall(threading.Thread):
             self.longest_s = max(self.longest_s, now - grown)
 
 
+@dataclasses.dataclass
 class Appliance:
     """One embedded appliance: its directory, the shift of its ports, and what is said to it."""
 

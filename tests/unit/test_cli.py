@@ -247,7 +247,7 @@ def test_a_probe_explains_commands_that_fail(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["submit", "nonesuch"], "neither a job of a release (archive, batch, ingest, stream) nor a .py file"),
+        (["submit", "nonesuch"], "neither a job of a release (archive, batch, ingest, reading, stream) nor a .py file"),
         (["submit", "nonesuch.py"], "nonesuch.py is not there"),
         (["submit", "--conf", "colour", "batch"], "is not NAME=VALUE"),
         (["batch", "run", "--from", "2025-06-02", "--to", "2025-06-01"], "is after --to"),

@@ -92,6 +92,7 @@ def test_publish_list_and_use(releases: Releases, lib: Path, tmp_path: Path) -> 
         "batch.py",
         "environment.tar.gz",
         "ingest.py",
+        "reading.py",
         "release.json",
         "stream.py",
     ]
