@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import subprocess
+import sys
 import threading
 import xml.etree.ElementTree as ET
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -23,6 +25,13 @@ from gridstead.config import Service
 from gridstead.smoke import Outcome, junit
 from gridstead.smoke.probe import Probe, SmokeError
 from gridstead.smoke.runner import CHECKS
+
+
+def test_commands_need_no_spark() -> None:
+    names = ", ".join(f"gridstead.cli.{name}" for name in COMMANDS)
+    script = f"import sys; sys.modules['pyspark'] = None; import {names}"  # as where the command is installed
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)

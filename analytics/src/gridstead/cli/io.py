@@ -15,7 +15,6 @@ from rich.table import Table
 from gridstead.cli import sparkrun
 from gridstead.cli.session import EXIT_FAILED, Failure, Session, command
 from gridstead.cli.units import exact, human_bytes, human_seconds
-from gridstead.formats import FORMATS
 from gridstead.release import spark_submit_command
 
 _COLOURS: Final = ("#1b6ca8", "#c8553d", "#3c8d5a", "#7b4fa3")
@@ -31,7 +30,7 @@ Examples:
 @click.option("--at", "places", multiple=True, required=True, metavar="URL", help="A directory to be; several times.")
 @click.option("--rows", default=500_000, show_default=True, type=click.IntRange(1), help="Rows of the table.")
 @click.option("--files", default=8, show_default=True, type=click.IntRange(1), help="Files of the table.")
-@click.option("--formats", "chosen", default=",".join(FORMATS), show_default=True, help="File formats.")
+@click.option("--formats", "chosen", metavar="NAME,NAME", help="Such as avro,csv,json,parquet.  [default: all]")
 @click.option("--codec", default="snappy", show_default=True, type=click.Choice(["none", "snappy"]))
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(1), help="Runs of each query.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the times to the first byte (SVG).")
@@ -42,7 +41,7 @@ def io(
     places: tuple[str, ...],
     rows: int,
     files: int,
-    chosen: str,
+    chosen: str | None,
     codec: str,
     repeat: int,
     plot: Path | None,
@@ -54,7 +53,7 @@ def io(
     """
     arguments = [part for place in places for part in ("--at", place)]
     arguments += ["--rows", str(rows), "--files", str(files), "--codec", codec, "--repeat", str(repeat)]
-    arguments += ["--formats", *chosen.split(",")]
+    arguments += ["--formats", *chosen.split(",")] if chosen else []
     line = spark_submit_command(session.config, "reading", arguments, "local[2]")
     begun = time.monotonic()
     run = sparkrun.run_with_progress(session, "measuring storage", verbose, line, " reading INFO ")
