@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,18 @@ class Site:
         run = self.aws.run("site", self.file, "", self.inventory, 3000)
         assert run.code == 0, run.output[-8000:]
         return changed(run.output)
+
+    def reached(self) -> list[str]:
+        """The nodes that Ansible reaches."""
+        environment = {**self.aws.environment, "CLUSTER": str(self.file)}
+        ansible = shutil.which("ansible", path=environment["PATH"])
+        assert ansible
+        command = [ansible, "-i", str(self.inventory), "nodes", "-m", "ansible.builtin.ping", "--one-line"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
+        )
+        print(done.stdout, done.stderr)
+        return sorted(re.findall(r"^(\S+) \| SUCCESS", done.stdout, re.MULTILINE))
 
     @property
     def cluster(self) -> HostedCluster:
@@ -193,6 +206,16 @@ def test_up_and_the_site_heal_what_was_terminated(site: Site, tmp_path: Path) ->
         site.install()
         wait_until(lambda: site.well(2), "the cluster is whole again", 400)
     assert site.install() == 0
+
+
+def test_a_bastion_that_is_made_anew_is_no_stranger(site: Site) -> None:
+    lost = nodes(site.aws, NAME)["real-bastion"]["InstanceId"]
+    site.aws.client("ec2").terminate_instances(InstanceIds=[lost])
+    site.machines.follow()
+    assert site.reached() == []
+    run = site.play("up")
+    assert set(run.writes) == {"RunInstances", "AssociateAddress", "CreateTags"}
+    assert site.reached() == ["real-master-1", "real-worker-1", "real-worker-2"]
 
 
 def test_scale_out_adds_a_worker(site: Site, tmp_path: Path) -> None:
