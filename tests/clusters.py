@@ -23,7 +23,9 @@ GRIDSTEAD = "/opt/gridstead/gridstead/bin/gridstead"
 HADOOP = "/opt/gridstead/hadoop/bin/hadoop"
 PYTHON_GET = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())'"
 DAY_MS = 86_400_000
-FIRST_DAY_MS = 1_262_304_000_000  # 2010-01-01: each case has days of its own
+FIRST_DAY_MS = 1_262_304_000_000 + int(time.time()) % 3000 * DAY_MS
+"""From 2010-01-01 on. Each case has days of its own, and each session others, as kept hosts have seen those of the last."""
+
 LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
@@ -101,7 +103,7 @@ class HostedCluster(Appliance):
 
     def simulated(self, directory: Path, case: int, events: int = 8000) -> tuple[str, Statistics, int, int]:
         """A file of records with duplicates on the gateway, the statistics expected of them, and the range of their bins."""
-        start_ms = FIRST_DAY_MS + (10 * case + int(time.time()) % 3000) * DAY_MS  # kept hosts have seen other days
+        start_ms = FIRST_DAY_MS + 10 * case * DAY_MS
         records = list(AccessSimulation(seed=case, events=events, start_ms=start_ms, span_s=86_400, future=0.0, duplicates=0.1))
         path = f"/tmp/events-{case}.jsonl"
         command = self.hosts.command("exec", self.gateway, "--", "sh", "-c", f"cat > {path}")

@@ -85,7 +85,7 @@ def test_inventory_has_the_groups_of_the_site(aws: Aws, cluster: Path) -> None:
     told = aws.ask(cluster, "ansible", "mend-worker-1", *debug)
     worker, bastion = instances["mend-worker-1"]["InstanceId"], instances["mend-bastion"]
     assert f"HostKeyAlias={worker}" in told
-    assert f"HostKeyAlias={bastion['InstanceId']} -W %h:%p admin@{bastion['PublicIpAddress']}" in told
+    assert f"HostKeyAlias={bastion['InstanceId']} -W %h:%p admin@{bastion['PublicIpAddress']}" in " ".join(told.split())
     assert "disks ['/data/1/hdfs'] name mend" in told
 
 
