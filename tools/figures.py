@@ -357,7 +357,8 @@ Avro without compression, as in the thesis. In its way 2 the raw messages are JS
 stores both in one format. In all ways the transformation is the same code (the collector's, in Python, then the
 archive's parser), run by Spark; so they differ in where and how often it is done, and in what is stored and read. Its
 cost here is therefore that of Python; the thesis's was Java's. Store, transform and analyse include what Spark needs to
-plan and start them; the thesis's include MapReduce's start, which is most of its transform.
+plan and start them; the thesis's include MapReduce's start, which is most of its transform. `rounds` below says how often
+each was measured: of one round, times that differ by less than half say nothing; bytes, tasks and memory are exact.
 
 {ways}
 What way 1 loses is not in a table: messages as they came, so that a transformation found wrong cannot be repeated, and
