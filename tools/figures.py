@@ -47,14 +47,15 @@ class Row:
     where: str
     benchmark: str
     ours: Callable[[Document], str]
+    options: str = ""  # of the benchmark's command
 
 
 COMMANDS = {
-    "batch": "`python tests/bench/bench_batch.py`",
-    "stream": "`python tests/bench/bench_stream.py`",
-    "bridge": "`python tests/bench/bench_bridge.py`",
-    "ingest": "`python tests/bench/bench_ingest.py`",
-    "serving": "`python tests/bench/bench_serving.py`",
+    "batch": "python tests/bench/bench_batch.py",
+    "stream": "python tests/bench/bench_stream.py",
+    "bridge": "python tests/bench/bench_bridge.py",
+    "ingest": "python tests/bench/bench_ingest.py",
+    "serving": "python tests/bench/bench_serving.py",
 }
 
 
@@ -192,17 +193,22 @@ def total(way: int) -> Callable[[Document], str]:
 
 
 ROWS = (
-    Row("batch, 1 day", "under 1 minute (Avro, CSV)", "4.5.2, fig. 4.9", "batch", batch_of("1 day")),
-    Row("batch, 30 days", "about 2 minutes (Spark)", "5.4.3, fig. 5.11", "batch", batch_of("30 days")),
-    Row("batch, transfers, without reading from HDFS and without documents", "not given", "", "batch", beside_duckdb),
-    Row("batch, four statistics at once", "not given", "", "batch", at_once),
-    Row("batch, cost of more days", "linear", "5.4.3, fig. 5.11", "batch", linear),
+    Row("batch, 1 day", "under 1 minute (Avro, CSV)", "4.5.2, fig. 4.9", "batch", batch_of("1 day"), " --parts day"),
+    Row("batch, 30 days", "about 2 minutes (Spark)", "5.4.3, fig. 5.11", "batch", batch_of("30 days"),
+        " --parts days --small 250000"),
+    Row("batch, transfers, without reading from HDFS and without documents", "not given", "", "batch", beside_duckdb,
+        " --parts compute --events 5000000"),
+    Row("batch, four statistics at once", "not given", "", "batch", at_once, " --parts compute --events 5000000"),
+    Row("batch, cost of more days", "linear", "5.4.3, fig. 5.11", "batch", linear,
+        " --parts days --small 250000"),
     Row("streaming", "116 events/s; 88 ms to process a batch of 2 s, 105 ms with the wait for it",
-        "5.4.3, fig. 5.19–5.22", "stream", stream_at("250 events/s")),
+        "5.4.3, fig. 5.19–5.22", "stream", stream_at("250 events/s"), " --rates 250"),
     Row("streaming, the most", "about 600 events/s (Esper, one node of 4 cores)", "4.5.6, table 4.3", "stream",
-        stream_at("10000 events/s")),
-    Row("streaming, 5,000 events/s for a minute in 1,000 events/s", "not given", "", "stream", spike),
-    Row("streaming, an hour of events in six minutes, with a horizon of ten", "not given", "", "stream", flat),
+        stream_at("10000 events/s"), " --rates 10000 --seconds 600"),
+    Row("streaming, 5,000 events/s for a minute in 1,000 events/s", "not given", "", "stream", spike,
+        " --rates 1000 --seconds 180 --spike 5"),
+    Row("streaming, an hour of events in six minutes, with a horizon of ten", "not given", "", "stream", flat,
+        " --rates 2000 --seconds 360 --compress 10"),
     Row("input: average, spikes", "250 events/s; above 1,000 events/s taken by Flume on one machine",
         "4.5.6; 3.4.5, fig. 3.8", "bridge", bridge_rate),
     Row("Elasticsearch, create 500,000 documents", "47 s (Oracle 485 s)", "4.5.5, table 4.2", "serving", served("create")),
@@ -270,7 +276,7 @@ def glance(figures: Figures) -> str:
         document = figures.get(row.benchmark)
         ours = f"not measured yet <!-- {row.benchmark} --> |"
         if document:
-            ours = f"{row.ours(document)} | {COMMANDS[row.benchmark]}"
+            ours = f"{row.ours(document)} | `{COMMANDS[row.benchmark]}{row.options}`"
         lines.append(f"| {row.what} | {row.thesis} | {row.where} | {ours} |")
     return "\n".join(lines) + "\n"
 

@@ -23,7 +23,7 @@ install -d -o admin -g admin -m 700 /home/admin/.ssh
 install -o admin -g admin -m 600 /dev/null /home/admin/.ssh/authorized_keys
 echo '{key}' >/home/admin/.ssh/authorized_keys
 echo 'admin ALL=(ALL) NOPASSWD:ALL' >/etc/sudoers.d/admin
-rm /root/.ssh/authorized_keys
+rm ~root/.ssh/authorized_keys
 for disk in {disks}; do mkdir -p "/data/$disk"; done
 """
 FIREWALL = """

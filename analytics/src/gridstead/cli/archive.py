@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -192,17 +191,8 @@ def _job(
         line = spark_submit_command(config, "archive", arguments, master, "client", used)
     except ReleaseError as error:
         raise sparkrun.refused(error) from error
-    begun = time.monotonic()
-    run = sparkrun.run_with_progress(session, title, verbose, line, " archive INFO ")
-    answer = run.answer()
-    if isinstance(answer, dict) and "error" in answer:
-        raise Failure(answer["error"], "gridstead archive status", EXIT_FAILED)
-    if run.code not in (0, EXIT_FAILED) or not isinstance(answer, dict):
-        if not verbose:
-            for text in run.log:
-                click.echo(text, err=True)
-        what = f"{title} failed with exit code {run.code} after {human_seconds(time.monotonic() - begun)}"
-        raise Failure(what, "gridstead doctor    # the end of the job's log stands above", EXIT_FAILED)
+    done_codes = (0, EXIT_FAILED)  # with findings it is done as well
+    answer = sparkrun.answer_of(session, title, verbose, "archive", line, "gridstead archive status", done_codes)
     return answer, used
 
 

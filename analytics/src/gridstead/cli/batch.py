@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gridstead.cli import metrics, sparkrun
 from gridstead.cli.serving import read_control
-from gridstead.cli.session import EXIT_FAILED, EXIT_USAGE, Failure, Session, command
+from gridstead.cli.session import EXIT_USAGE, Failure, Session, command
 from gridstead.cli.units import Day, exact, human_seconds, utc
 from gridstead.release import ReleaseError, spark_submit_command
 
@@ -60,15 +60,7 @@ def submit_batch(
         line = spark_submit_command(config, "batch", arguments, master, "client", used)
     except ReleaseError as error:
         raise sparkrun.refused(error) from error
-    begun = time.monotonic()
-    done = sparkrun.run_with_progress(session, title, verbose, line, " batch INFO ")
-    answer = done.answer()
-    if done.code != 0 or not isinstance(answer, dict):
-        if not verbose:
-            for text in done.log:
-                click.echo(text, err=True)
-        what = f"the {title} failed with exit code {done.code} after {human_seconds(time.monotonic() - begun)}"
-        raise Failure(what, "gridstead doctor    # the end of the job's log stands above", EXIT_FAILED)
+    answer = sparkrun.answer_of(session, title, verbose, "batch", line, "gridstead batch status", (0,))
     session.emit({"release": used, **answer}, lambda: _summary(answer, used))
 
 

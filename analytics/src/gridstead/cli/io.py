@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,7 @@ import click
 from rich.table import Table
 
 from gridstead.cli import sparkrun
-from gridstead.cli.session import EXIT_FAILED, Failure, Session, command
+from gridstead.cli.session import Session, command
 from gridstead.cli.units import exact, human_bytes, human_seconds
 from gridstead.release import spark_submit_command
 
@@ -55,17 +54,7 @@ def io(
     arguments += ["--rows", str(rows), "--files", str(files), "--codec", codec, "--repeat", str(repeat)]
     arguments += ["--formats", *chosen.split(",")] if chosen else []
     line = spark_submit_command(session.config, "reading", arguments, "local[2]")
-    begun = time.monotonic()
-    run = sparkrun.run_with_progress(session, "measuring storage", verbose, line, " reading INFO ")
-    answer = run.answer()
-    if isinstance(answer, dict) and "error" in answer:
-        raise Failure(answer["error"], "gridstead io --help", EXIT_FAILED)
-    if run.code != 0 or not isinstance(answer, dict):
-        if not verbose:
-            for text in run.log:
-                click.echo(text, err=True)
-        what = f"measuring failed with exit code {run.code} after {human_seconds(time.monotonic() - begun)}"
-        raise Failure(what, "gridstead doctor    # the end of the job's log stands above", EXIT_FAILED)
+    answer = sparkrun.answer_of(session, "measuring storage", verbose, "reading", line, "gridstead io --help", (0,))
     if plot is not None:
         plot.write_text(drawn(answer["results"]), encoding="utf-8")
     session.emit(answer, lambda: _told(answer))

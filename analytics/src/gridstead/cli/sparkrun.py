@@ -14,7 +14,7 @@ from typing import IO, Any
 import click
 from rich.status import Status
 
-from gridstead.cli.session import EXIT_UNREACHABLE, Failure, Session
+from gridstead.cli.session import EXIT_FAILED, EXIT_UNREACHABLE, Failure, Session
 from gridstead.cli.units import human_seconds
 from gridstead.config import Config
 from gridstead.hdfs import HdfsError
@@ -143,6 +143,34 @@ def run_with_progress(session: Session, title: str, verbose: bool, command: Sequ
         finally:
             over.set()
             teller.join(2)
+
+
+def answer_of(
+    session: Session,
+    title: str,
+    verbose: bool,
+    job: str,
+    command: Sequence[str],
+    remedy: str,
+    done_codes: Sequence[int],
+) -> dict[str, Any]:
+    """Run a job as :func:`run_with_progress` does and return its answer, a JSON object.
+
+    Raises Failure with ``remedy`` where the answer is an error, and with the end of the log shown where there is no
+    answer or the exit code is not one of ``done_codes``.
+    """
+    begun = time.monotonic()
+    done = run_with_progress(session, title, verbose, command, f" {job} INFO ")
+    answer = done.answer()
+    if isinstance(answer, dict) and "error" in answer:
+        raise Failure(answer["error"], remedy, EXIT_FAILED)
+    if isinstance(answer, dict) and done.code in done_codes:
+        return answer
+    if not verbose:
+        for text in done.log:
+            click.echo(text, err=True)
+    what = f"{title} failed with exit code {done.code} after {human_seconds(time.monotonic() - begun)}"
+    raise Failure(what, "gridstead doctor    # the end of the job's log stands above", EXIT_FAILED)
 
 
 def refused(error: ReleaseError) -> Failure:
