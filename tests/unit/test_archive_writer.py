@@ -184,4 +184,4 @@ def test_of_many_who_start_at_once_each_has_an_epoch_of_its_own(tmp_path: Path) 
         (log.directory / "writers/000006").touch()  # as earlier versions wrote them
         with ThreadPoolExecutor(6) as pool:
             epochs = list(pool.map(lambda _: QuickWriter(log)._claim(), range(18)))
-    assert len(set(epochs)) == 18 and min(epochs) == 7
+    assert len(set(epochs)) == 18 and min(epochs) > 6  # numbers are left out where two claimed the same

@@ -88,11 +88,13 @@ def statistics(
     binned = by_bin(described, amounts, carried, bin_ms, max_bins)
     contributions = _contributions(binned, amounts)
     summed = {_SUMMED.get(value, value) for statistic in wanted for value in statistic.values}
-    sets = [[*statistic.dimensions, "bin_end_ms"] for statistic in wanted]
-    totals = contributions.groupingSets(sets, *dimensions, "bin_end_ms").agg(
-        _which(wanted, dimensions).alias("statistic"),
-        *[F.try_sum(name).alias(name) for name in sorted(summed)],
-    )
+    sums = [F.try_sum(name).alias(name) for name in sorted(summed)]
+    if len(wanted) == 1:  # a grouping set copies each row
+        totals = contributions.groupBy(*dimensions, "bin_end_ms").agg(F.lit(wanted[0].name).alias("statistic"), *sums)
+    else:
+        sets = [[*statistic.dimensions, "bin_end_ms"] for statistic in wanted]
+        which_one = _which(wanted, dimensions).alias("statistic")
+        totals = contributions.groupingSets(sets, *dimensions, "bin_end_ms").agg(which_one, *sums)
     if "presence" in which:
         totals = totals.where((F.col("statistic") != "presence") | (F.col("user") != UNKNOWN))
     table = totals.select(

@@ -77,6 +77,8 @@ SETTINGS = {
     "spark.sql.shuffle.partitions": "16",
     # joined by their bytes, partitions of many short keys outgrow the hash map and are sorted on disk
     "spark.sql.adaptive.coalescePartitions.enabled": "false",
+    # far more keys than a first, small hash map holds: nearly each row would be looked up in two
+    "spark.sql.codegen.aggregate.map.twolevel.enabled": "false",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
 }
 
