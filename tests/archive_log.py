@@ -17,11 +17,13 @@ import duckdb
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from gridstead.archive import ArchiveError, ArchiveWriter, CommittedFile, Files, committed_files
 from gridstead.archive.commits import Staging
 from gridstead.archive.compaction import Compaction, Compactor
-from gridstead.archive.files import Entry
+from gridstead.archive.files import Entry, Files
 from gridstead.archive.layout import COLUMNS
+from gridstead.archive.manifest import ArchiveError, CommittedFile
+from gridstead.archive.reader import committed_files
+from gridstead.archive.writer import ArchiveWriter
 from gridstead.schema import EVENT, MALFORMED_SOURCE, PARSED, parse_events
 
 DAY = dt.date(2023, 11, 14)

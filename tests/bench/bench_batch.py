@@ -33,10 +33,10 @@ import record
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from gridstead.archive import DAY_MS, Files, Manifest
 from gridstead.archive.commits import Staging, new_token
-from gridstead.archive.layout import COLUMNS, PARQUET, row_day
-from gridstead.archive.manifest import BATCH
+from gridstead.archive.files import Files
+from gridstead.archive.layout import COLUMNS, DAY_MS, PARQUET, row_day
+from gridstead.archive.manifest import BATCH, Manifest
 from gridstead.cli import supervision
 from gridstead.config import Config, elasticsearch_client, load
 from gridstead.jobs import session as jobs

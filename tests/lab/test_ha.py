@@ -477,6 +477,21 @@ def test_draining_is_refused_where_blocks_would_lack_copies(cluster: Cluster) ->
         cluster.write_inventory()
 
 
+def test_the_batch_is_measured_in_several_shapes_and_the_results_are_brought_here(cluster: Cluster, tmp_path: Path) -> None:
+    day = json.loads(cluster.on(GATEWAY, f"{GRIDSTEAD} archive status --json"))["last_day"]
+    shapes = ["--executors", "1,2,3", "--cores", "1,2", "--memory", "1", "--fixed", "2,1,1", "--repeat", "1"]
+    variables = {"bench_from": day, "bench_to": day, "bench_options": shapes, "bench_dir": str(tmp_path)}
+    assert "Nothing was touched" in refused(cluster, book="bench")
+    for number in (1, 2):  # the second draws the first beside it
+        print(cluster.play("-e", json.dumps(variables), book="bench"))
+        assert len(list(tmp_path.glob("*.svg"))) == number
+    for path in tmp_path.glob("*.json"):
+        rows = {(row["sweep"], row[row["sweep"]]): row for row in json.loads(path.read_text())["results"]}
+        assert [rows["executors", number]["got"] for number in (1, 2, 3)] == [1, 2, 3]
+        assert rows["executors", 3]["nodes"] > 1 and all(row["seconds"] for row in rows.values())
+    assert cluster.on(GATEWAY, f"{HADOOP} fs -ls /tmp 2>/dev/null | grep -c gridstead-scaling || :").strip() == "0"
+
+
 def test_a_run_after_all_that_changes_nothing(cluster: Cluster) -> None:
     output = cluster.play()
     assert changed(output) == 0, output

@@ -13,12 +13,15 @@ from pyspark.sql import SparkSession
 
 from appliance_files import write_appliance
 from archive_log import FIRST, LAST, Killed, Log, event, kill_at
-from gridstead import archive
 from gridstead import config as configuration
-from gridstead.archive import ArchiveError, Compaction, Compactor, Retention, Verifier, committed_positions, read_events, retain
-from gridstead.archive.commits import sweep
+from gridstead.archive.commits import manifests, sweep
+from gridstead.archive.compaction import Compaction, Compactor
 from gridstead.archive.files import Files
 from gridstead.archive.lock import Lock
+from gridstead.archive.manifest import ArchiveError
+from gridstead.archive.reader import committed_files, committed_positions, read_events, read_malformed
+from gridstead.archive.retention import Retention, retain
+from gridstead.archive.verify import Verifier
 from gridstead.cli.app import main
 from s3server import Hadoop, Server
 
@@ -35,7 +38,7 @@ class S3Log(Log):
         self.root = f"s3a://archive/{self.prefix}"
 
     def archived(self, kinds: Any = (False, True)) -> list[tuple[int, int]]:
-        frames = [read(self.spark, self.root, FIRST, LAST) for read in (read_events, archive.read_malformed)]
+        frames = [read(self.spark, self.root, FIRST, LAST) for read in (read_events, read_malformed)]
         return sorted((row["partition"], row["offset"]) for frame in frames for row in frame.select("partition", "offset").collect())
 
 
@@ -57,7 +60,7 @@ def test_what_is_written_is_read_compacted_verified_and_given_up(log: S3Log, ser
     assert (again.rows, again.files) == (0, ())
     ends = committed_positions(log.spark, log.root)
     assert Compactor(log.spark, log.root, NOW).run().merges == 1
-    assert len(archive.committed_files(log.spark, log.root, FIRST, LAST)) == 3
+    assert len(committed_files(log.spark, log.root, FIRST, LAST)) == 3
     assert Compactor(log.spark, log.root, NOW).run().deleted_files == 12
     assert committed_positions(log.spark, log.root) == ends
     found = Verifier(log.spark, log.root).run()
@@ -92,7 +95,7 @@ def test_a_kill_at_any_call_neither_shows_half_a_batch_nor_loses_or_doubles_a_ro
         assert log.archived() == [(p, o) for p, end in log.ends[-1].items() for o in range(end)]
         step += 1
     assert step > 5
-    assert log.files() == sorted(f.path for m in archive.manifests(log.spark, log.root) for f in m.files)
+    assert log.files() == sorted(f.path for m in manifests(log.spark, log.root) for f in m.files)
 
 
 def test_data_of_an_attempt_that_never_committed_is_found_and_deleted(log: S3Log, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,11 +32,13 @@ from archive_log import (
     local_files,
     quick_write,
 )  # fmt: skip
-from gridstead import archive
-from gridstead.archive import ArchiveError, Files, Manifest, committed_files, committed_positions, increment, read_events
+from gridstead.archive.commits import manifests
 from gridstead.archive.compaction import Compaction, Compactor, group
+from gridstead.archive.files import Files
+from gridstead.archive.increments import increment
 from gridstead.archive.lock import Lock
-from gridstead.archive.manifest import Token
+from gridstead.archive.manifest import ArchiveError, CommittedFile, Manifest, Token
+from gridstead.archive.reader import committed_files, committed_positions, days, read_events, read_malformed
 from gridstead.archive.retention import Retention, retain
 from gridstead.schema import EVENT
 
@@ -73,7 +75,7 @@ def test_small_files_become_one_a_day_and_source_and_the_rows_stay(log: Log) -> 
     assert len(committed_files(log.spark, log.root, FIRST, LAST)) == 3 and len(log.files()) == 20
     after = read_events(log.spark, log.root, FIRST, LAST).collect()
     assert sorted(after, key=str) == sorted(before, key=str) and len(after) == 12
-    (merged,) = archive.manifests(log.spark, log.root)
+    (merged,) = manifests(log.spark, log.root)
     assert merged.rows == 16 and merged.absent == 0 and merged.ranges == {"t": {0: (0, 12), 1: (0, 4)}}
     assert committed_positions(log.spark, log.root) == merged.positions == ends
     got = increment(log.spark, log.root, {"t": {0: 3, 1: 2}}, {"t": {0: 7, 1: 3}}).collect()
@@ -104,7 +106,7 @@ def test_a_kill_at_any_call_of_compaction_leaves_every_row_once(quick: Log) -> N
     assert step > (10 if quick.on_objects else 25)  # without renames there are fewer calls
     QuickCompactor(quick, NOW).run()
     assert quick.archived() == everything(quick) and quick.names("staging") == []
-    assert quick.files() == sorted(f.path for m in archive.manifests(quick.spark, quick.root) for f in m.files)
+    assert quick.files() == sorted(f.path for m in manifests(quick.spark, quick.root) for f in m.files)
     assert quick.names("locks") == []
 
 
@@ -199,14 +201,14 @@ def test_only_old_commits_below_the_position_are_touched(quick: Log) -> None:
     assert QuickCompactor(quick, Compaction()).run().merges == 0  # none is an hour old
     below = Compaction(min_age_ms=-60_000, below={"t": {0: 3, 1: 0}})
     assert QuickCompactor(quick, below).run().commits == 3
-    merged, last = archive.manifests(quick.spark, quick.root)
+    merged, last = manifests(quick.spark, quick.root)
     assert [(m.token.first, m.token.last) for m in (merged, last)] == [(1, 3), (4, 4)]
     assert merged.committed_ms <= last.committed_ms and merged.positions == {"t": {0: 3, 1: 0}}
     assert committed_positions(quick.spark, quick.root) == {"t": {0: 4, 1: 0}} and quick.archived() == everything(quick)
 
 
 def sized(first: int, last: int, size: int) -> Manifest:
-    file = archive.CommittedFile(f"events/{first}", 1, size)
+    file = CommittedFile(f"events/{first}", 1, size)
     kind = "batch" if first == last else "merged"
     return Manifest(Token(first, last, 1, "00000000"), kind, 0, 1, (file,), {}, {})
 
@@ -320,10 +322,10 @@ def test_retention_gives_up_days_on_record_and_later_on_disk(quick: Log) -> None
     marked = retain(quick.spark, quick.root, Retention(days=30), today)
     assert (marked.events_from, marked.malformed_from, marked.deleted) == ("2023-11-15", "", [])
     assert quick.archived() == [(0, 2), (0, 3), (0, 4)] and len(quick.files()) == 6
-    assert archive.days(quick.spark, quick.root) == (DAY + dt.timedelta(days=1),) * 2
+    assert days(quick.spark, quick.root) == (DAY + dt.timedelta(days=1),) * 2
     merged = QuickCompactor(quick, GRACE).run()
     assert merged.files_after == 3 and quick.archived() == [(0, 2), (0, 3), (0, 4)]
-    (manifest,) = archive.manifests(quick.spark, quick.root)
+    (manifest,) = manifests(quick.spark, quick.root)
     assert (manifest.rows, manifest.absent) == (3, 3)
     gone = retain(quick.spark, quick.root, Retention(days=30, malformed_days=25, grace_ms=-60_000), today)
     assert gone.malformed_from == "2023-11-20" and gone.deleted_files == 3
@@ -353,5 +355,5 @@ def test_all_fields_survive_compaction(log: Log) -> None:
     (row,) = read_events(log.spark, log.root, DAY, DAY).where("offset = 0").collect()
     assert {name: row[name] for name in EVENT.names} == wanted
     assert row["timestamp"].astimezone(dt.UTC) == dt.datetime(2023, 11, 20, 1, tzinfo=dt.UTC)
-    (bad,) = archive.read_malformed(log.spark, log.root, FIRST, LAST).collect()
+    (bad,) = read_malformed(log.spark, log.root, FIRST, LAST).collect()
     assert bytes(bad["raw"]) == b"\xff{broken" and "JSON" in bad["malformed"] and bad["offset"] == 2

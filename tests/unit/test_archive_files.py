@@ -9,8 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from archive_log import LocalFiles
-from gridstead.archive import ArchiveError, Files
-from gridstead.archive.files import Entry
+from gridstead.archive.files import Entry, Files
+from gridstead.archive.manifest import ArchiveError
 
 
 @pytest.fixture(params=[Files, LocalFiles])

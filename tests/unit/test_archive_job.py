@@ -18,7 +18,10 @@ from pyspark.sql import SparkSession
 from appliance_files import write_appliance
 from archive_log import Log, QuickCompactor, event, local_files, quick_write
 from gridstead import config as configuration
-from gridstead.archive import ArchiveError, ArchiveWriter, Compaction, committed_positions
+from gridstead.archive.compaction import Compaction
+from gridstead.archive.manifest import ArchiveError
+from gridstead.archive.reader import committed_positions
+from gridstead.archive.writer import ArchiveWriter
 from gridstead.cli.app import main
 from gridstead.jobs import archive as job
 

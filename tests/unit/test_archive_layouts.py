@@ -10,7 +10,7 @@ import duckdb
 from pyspark.sql import SparkSession
 
 from archive_log import DAY, DAY_MS, Log, event
-from gridstead.archive import read_events
+from gridstead.archive.reader import read_events
 from gridstead.schema import EVENT, POSITION
 from gridstead.sources import normalise
 from samples import FTS_2017, TRACE

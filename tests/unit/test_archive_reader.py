@@ -11,19 +11,11 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from archive_log import DAY, DAY_MS, FIRST, LAST, LocalFiles, Log, event, quick_write
-from gridstead import archive
-from gridstead.archive import (
-    ArchiveError,
-    Files,
-    Increments,
-    Manifest,
-    Token,
-    days,
-    increment,
-    read_events,
-)
 from gridstead.archive.commits import Commits
-from gridstead.archive.manifest import live
+from gridstead.archive.files import Files
+from gridstead.archive.increments import Increments, increment
+from gridstead.archive.manifest import ArchiveError, CommittedFile, Manifest, Token, live
+from gridstead.archive.reader import days, read_events
 from gridstead.schema import EVENT, POSITION
 
 
@@ -134,7 +126,7 @@ def test_an_older_file_with_fewer_columns_is_readable(log: Log) -> None:
 
 def test_a_manifest_survives_its_file_and_refuses_another() -> None:
     token = Token(3, 3, 1, "0123abcd")
-    file = archive.CommittedFile("events/x", 7, 99)
+    file = CommittedFile("events/x", 7, 99)
     manifest = Manifest(token, "batch", 5, 7, (file,), {"t": {0: (1, 8)}}, {"t": {0: 8}}, ("offset",), "ab/3", 2)
     assert Manifest.from_json(manifest.to_json()) == manifest and manifest.bytes == 99
     assert Token.of(f"{token}-0001.parquet") == token and Token.of("part-0.parquet") is None

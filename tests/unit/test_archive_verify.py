@@ -13,8 +13,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from archive_log import DAY, DAY_MS, Log, event
-from gridstead.archive import increment
 from gridstead.archive.compaction import Compaction, Compactor
+from gridstead.archive.increments import increment
 from gridstead.archive.retention import Retention, retain
 from gridstead.archive.verify import Verified, Verifier
 

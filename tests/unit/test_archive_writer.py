@@ -24,8 +24,9 @@ from archive_log import (
     local_files,
     quick_write,
 )  # fmt: skip
-from gridstead import archive
-from gridstead.archive import ArchiveError, committed_positions, read_events, starting_offsets
+from gridstead.archive.commits import manifests
+from gridstead.archive.manifest import ArchiveError
+from gridstead.archive.reader import committed_positions, read_events, read_malformed, starting_offsets
 from gridstead.schema import EVENT
 
 
@@ -54,8 +55,8 @@ def test_a_batch_is_readable_once_committed_and_says_what_it_holds(log: Log) -> 
     ]  # fmt: skip
     assert all((log.directory / f.path).stat().st_size == f.bytes for f in manifest.files)
     assert log.names("staging") == []
-    assert list(archive.manifests(log.spark, log.root)) == [manifest]
-    (bad,) = archive.read_malformed(log.spark, log.root, dt.date(2023, 11, 20), dt.date(2023, 11, 20)).collect()
+    assert list(manifests(log.spark, log.root)) == [manifest]
+    (bad,) = read_malformed(log.spark, log.root, dt.date(2023, 11, 20), dt.date(2023, 11, 20)).collect()
     assert bytes(bad["raw"]) == b"{broken" and bad["offset"] == 2
     rows = {row["offset"]: row for row in read_events(log.spark, log.root, DAY, DAY).collect()}
     assert set(rows) == {0, 1} and {name: rows[0][name] for name in EVENT.names} == wanted
@@ -83,7 +84,7 @@ def test_a_kill_at_any_call_neither_shows_half_a_batch_nor_loses_or_doubles_a_ro
         assert quick.archived() == [(p, o) for p, end in quick.ends[-1].items() for o in range(end)]
         step += 1
     assert step > (8 if quick.on_objects else 10)  # without renames there are fewer calls
-    assert quick.files() == sorted(f.path for m in archive.manifests(quick.spark, quick.root) for f in m.files)
+    assert quick.files() == sorted(f.path for m in manifests(quick.spark, quick.root) for f in m.files)
     assert quick.names("staging") == []
 
 
@@ -93,7 +94,7 @@ def test_a_repeated_batch_and_one_without_rows_write_nothing(log: Log) -> None:
     assert (again.rows, again.files, again.ranges, again.positions) == (0, (), {}, first.positions)
     empty = log.writer().write_batch(log.frame(log.plan()), 1)
     assert (empty.rows, empty.files, empty.ranges, empty.positions) == (0, (), {}, first.positions)
-    assert list(archive.manifests(log.spark, log.root)) == [first]
+    assert list(manifests(log.spark, log.root)) == [first]
 
 
 def test_a_new_checkpoint_that_begins_earlier_adds_only_what_is_missing(log: Log, tmp_path: Path) -> None:

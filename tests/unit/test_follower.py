@@ -13,7 +13,8 @@ from pyspark.sql import SparkSession
 
 from archive_log import DAY_MS, Log
 from gridstead import sources
-from gridstead.archive import Increments, Positions
+from gridstead.archive.increments import Increments
+from gridstead.archive.manifest import Positions
 from gridstead.events import access_of
 from gridstead.follower import Follower, collect_deltas, reachable
 from gridstead.jobs.batch import batch_statistics

@@ -21,7 +21,8 @@ from typing import Any, Final
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from gridstead.archive import Increments, Positions
+from gridstead.archive.increments import Increments
+from gridstead.archive.manifest import Positions
 from gridstead.identity import Changes, IdentityIndex
 from gridstead.schema import EVENT
 from gridstead.serving.documents import Delta

@@ -23,6 +23,7 @@ COMMANDS = {
     "rebuild": "Make everything that is served anew from the archive.",
     "archive": "Show, verify, compact and trim the archive.",
     "io": "Measure how long Spark waits for storage, by place and file format.",
+    "scaling": "Measure how the batch gets faster with executors, cores, memory and nodes.",
     "dlq": "List and replay what could not be decoded.",
     "pseudonyms": "Look names up, and rotate the key behind their pseudonyms.",
     "release": "List, publish and choose the versions of the jobs.",

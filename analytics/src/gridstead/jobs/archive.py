@@ -20,8 +20,11 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from gridstead import config as configuration
-from gridstead.archive import ArchiveError, ArchiveWriter, Compaction, Compactor, Retention, Verifier, retain
-from gridstead.archive.manifest import Positions, positions_of
+from gridstead.archive.compaction import Compaction, Compactor
+from gridstead.archive.manifest import ArchiveError, Positions, positions_of
+from gridstead.archive.retention import Retention, retain
+from gridstead.archive.verify import Verifier
+from gridstead.archive.writer import ArchiveWriter
 from gridstead.jobs.session import log_to_stderr, session
 
 log = logging.getLogger("gridstead.archive")

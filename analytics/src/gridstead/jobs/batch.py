@@ -33,11 +33,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from gridstead import config as configuration
-from gridstead.archive import DAY_MS, Files, Positions, committed_positions, days, read_events
-from gridstead.archive.layout import day_text
+from gridstead.archive.files import Files
+from gridstead.archive.layout import DAY_MS, day_text
+from gridstead.archive.manifest import Positions
+from gridstead.archive.reader import committed_positions, days, read_events
 from gridstead.follower import collect_deltas, is_beyond
 from gridstead.identity.batch import signed_events
 from gridstead.jobs.session import fingerprint, log_to_stderr, max_bins, serving_indices, session
+from gridstead.jobs.usage import executors
 from gridstead.serving import indices as serving
 from gridstead.serving.control import (
     BatchRun,
@@ -92,6 +95,8 @@ class Summary:
     positions: Positions
     merged: Merged = field(default_factory=Merged)
     seconds: dict[str, float] = field(default_factory=dict)
+    executors: list[str] = field(default_factory=list)
+    """The host of each executor at the end; none in local mode."""
 
 
 def batch_statistics(
@@ -142,11 +147,13 @@ class Batch:
 
     def to_parquet(self, first: dt.date, last: dt.date, path: str) -> Summary:
         """Write the statistics as typed Parquet, a directory a statistic; existing ones are replaced."""
+        began = time.monotonic()
         summary = Summary(first.isoformat(), last.isoformat(), committed_positions(self._spark, self._archive))
         for name, computed in self._compute(first, last, summary.positions).items():
             url = f"{path.rstrip('/')}/{name}"
             typed(computed, name).write.mode("overwrite").parquet(url)
             summary.merged.computed += self._spark.read.parquet(url).count()
+        summary.seconds["compute"] = round(time.monotonic() - began, 1)
         return summary
 
     def merge(self, first: dt.date, last: dt.date, fresh: bool) -> Summary:
@@ -335,6 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
             summary = batch.to_parquet(first, last, options.output)
         else:
             summary = batch.merge(first, last, options.fresh)
+        summary.executors = executors(spark)
         print(json.dumps(asdict(summary)), flush=True)
         return 0
     except (ControlError, ServingError) as error:

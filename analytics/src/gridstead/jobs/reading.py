@@ -29,7 +29,7 @@ from pyspark.sql import functions as F
 
 from gridstead import config as configuration
 from gridstead import formats, wire
-from gridstead.archive import Files
+from gridstead.archive.files import Files
 from gridstead.jobs.session import log_to_stderr, session
 from gridstead.jobs.usage import stored
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gridstead.archive import Positions
+from gridstead.archive.manifest import Positions
 from gridstead.follower import Step
 
 PARTS = ("archive", "statistics")

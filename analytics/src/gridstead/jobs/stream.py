@@ -32,15 +32,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from gridstead import config as configuration
-from gridstead.archive import (
-    ArchiveWriter,
-    Files,
-    Increments,
-    Manifest,
-    Positions,
-    committed_positions,
-    starting_offsets,
-)
+from gridstead.archive.files import Files
+from gridstead.archive.increments import Increments
+from gridstead.archive.manifest import Manifest, Positions
+from gridstead.archive.reader import committed_positions, starting_offsets
+from gridstead.archive.writer import ArchiveWriter
 from gridstead.collector.status import serve
 from gridstead.follower import ROWS_AT_ONCE, Follower
 from gridstead.jobs.session import fingerprint, kafka_source_options, log_to_stderr, max_bins, serving_indices, session

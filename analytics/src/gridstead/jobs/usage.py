@@ -54,6 +54,14 @@ class UsageMeter:
         )
 
 
+def executors(spark: SparkSession) -> list[str]:
+    """The hosts of the executors that are registered now, an entry for each executor; in local mode there are none."""
+    jvm: Any = spark._jvm
+    driver = jvm.org.apache.spark.SparkEnv.get().blockManager().blockManagerId().hostPort()
+    registered = spark.sparkContext._jsc.sc().getExecutorMemoryStatus().keys().mkString(" ").split()
+    return sorted(address.rpartition(":")[0] for address in registered if address != driver)
+
+
 def stored(spark: SparkSession, path: str) -> tuple[int, int]:
     """Files of data below a path, and their bytes; 0 and 0 where there is nothing."""
     jvm: Any = spark._jvm
