@@ -203,19 +203,20 @@ def drawn(lines: dict[str, list[tuple[int, float, float]]]) -> str:
         low, high, change = THESIS[name]
         theirs = [(low, 1.0), (high, 1.0 + change)]
         ours = [(x, share) for x, _, share in lines[name]]
-        right, top_share = max(x for x, _ in theirs + ours), max(1.0, *(share for _, share in ours), 1.0)
+        right, top = max(x for x, _ in theirs + ours), 1.15 * max(share for _, share in theirs + ours)
         left = gap + number * (width + gap)
         parts.append(f'<rect x="{left}" y="{gap}" width="{width}" height="{height}" fill="none" stroke="#999"/>')
         parts.append(f'<text x="{left}" y="{gap - 6}">time by {units[name]}</text>')
         for colour, points in ((_THEIRS, theirs), (_OURS, ours)):
-            places = [(left + x / right * width, gap + height * (1 - share / top_share)) for x, share in points]
+            places = [(left + x / right * width, gap + height * (1 - share / top)) for x, share in points]
             joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             parts.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
             for (x, y), (value, share) in zip(places, points, strict=True):
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>')
                 parts.append(f'<text x="{x:.1f}" y="{gap + height + 14}" text-anchor="middle">{value}</text>')
-                label = f'<text x="{x:.1f}" y="{y - 5:.1f}" text-anchor="middle" fill="{colour}">{share:.0%}</text>'
-                parts.append(label)
+                if share != 1:
+                    label = f'text-anchor="middle" fill="{colour}">{share:.0%}'
+                    parts.append(f'<text x="{x:.1f}" y="{y - 5:.1f}" {label}</text>')
     bottom = gap + height + 34
     parts.append(f'<text x="{gap}" y="{bottom}" fill="{_OURS}">ours</text>')
     parts.append(
