@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 LAB = Path(__file__).parents[3] / "tests" / "lab" / "lab.py"
+ENGINE = os.environ.get("GRIDSTEAD_TEST_ENGINE", "")
 NAMED = os.environ["GRIDSTEAD_SCENARIO_SERVICES"].split()
 MAY_LISTEN = set(os.environ.get("GRIDSTEAD_SCENARIO_LISTEN", "").split())
 LOOPBACK = re.compile(r"(\[::ffff:127\.0\.0\.1\]|127\.0\.0\.1|\[::1\]):")
@@ -69,7 +70,8 @@ def test_services_come_back_after_a_kill_and_a_reboot(host: Any, units: list[str
         host.check_output(f"kill -9 {pid}")
         wait_for(host, [unit], {pid})
     name = host.check_output("hostname")
-    subprocess.run([sys.executable, str(LAB), "--lab", "molecule", "reboot", name], check=True, capture_output=True)
+    lab = [sys.executable, str(LAB), "--lab", "molecule", "reboot", name]
+    subprocess.run([ENGINE, "restart", f"gridstead-molecule-{name}"] if ENGINE else lab, check=True, capture_output=True)
     wait_for(host, units, set())
     assert host.run("systemctl --failed --no-legend").stdout == ""
 
