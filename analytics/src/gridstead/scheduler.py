@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import signal
 import subprocess
 import sys
 import threading
@@ -18,11 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gridstead.collector.status import Answer, serve
-from gridstead.config import Config, ConfigError, load
-from gridstead.daemon import start
+from gridstead.collector.status import Answer
+from gridstead.config import Config
+from gridstead.daemon import work
 
-EXIT_CONFIG = 78
 RETRY_SHARE = 10
 KEPT_LINES = 20
 
@@ -96,6 +94,7 @@ class Scheduler:
 
     def run(self) -> None:
         """Work until :meth:`stop`."""
+        log.info("scheduled: %s", ", ".join(f"{t.name} every {t.interval_s:.0f} s" for t in self.tasks) or "nothing")
         while not self._stop.wait(1.0):
             due = [task for task in self.tasks if task.due <= time.time()]
             if due:
@@ -140,26 +139,8 @@ class Scheduler:
 
 
 def main() -> int:
-    """Run the daemon; returns the exit code: 78 for a configuration that cannot be used, 1 for another failure."""
-    path = start("scheduler", __doc__)
-    try:
-        config = load(path)
-    except ConfigError as error:
-        log.critical("%s", error)
-        return EXIT_CONFIG
-    scheduler = Scheduler(tasks(config, time.time()))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: scheduler.stop())
-    where = (config.schedule.bind, config.schedule.status_port)
-    try:
-        server = serve(*where, {"/health": scheduler.health, "/metrics.json": scheduler.metrics})
-    except OSError as error:
-        log.critical("status page on %s:%d: %s: change schedule.status_port in %s", *where, error, config.path)
-        return 1
-    log.info("scheduled: %s", ", ".join(f"{t.name} every {t.interval_s:.0f} s" for t in scheduler.tasks) or "nothing")
-    scheduler.run()
-    server.shutdown()
-    return 0
+    """Run the daemon; returns the exit code."""
+    return work("scheduler", __doc__, "schedule", lambda config: Scheduler(tasks(config, time.time())))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import http.client
 import json
 import logging
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -28,11 +27,10 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from pathlib import Path
 
-from gridstead.collector.status import Answer, serve
-from gridstead.config import Config, ConfigError, load
-from gridstead.daemon import start
+from gridstead.collector.status import Answer
+from gridstead.config import Config
+from gridstead.daemon import work
 
-EXIT_CONFIG = 78
 OWN = "spot"
 FIRST = "yarn-nodemanager"
 LAST = "hdfs-datanode"
@@ -198,6 +196,7 @@ class Agent:
 
     def run(self) -> None:
         """Work until :meth:`stop`."""
+        log.info("asking %s every %d s", self.config.spot.metadata, self.config.spot.poll_s)
         while not self._stop.is_set():
             self.look()
             self._stop.wait(self.config.spot.poll_s)
@@ -296,9 +295,9 @@ class Agent:
         heard = self._heard is not None and time.monotonic() - self._heard < patience_s
         if self.draining is None and not heard:
             return 503, {"status": f"no notice would be heard: {self.failure}"}
-        return 200, {"status": "ok", **self.state()[1]}
+        return 200, {"status": "ok", **self.metrics()[1]}
 
-    def state(self) -> Answer:
+    def metrics(self) -> Answer:
         """What is known: the notice being followed, the one for which this host was drained, forecast, last failure."""
         return 200, {
             "draining": str(self.draining or ""),
@@ -322,26 +321,8 @@ def _run(command: list[str], timeout_s: float) -> tuple[int, str]:
 
 
 def main() -> int:
-    """Run the daemon; returns the exit code: 78 for a configuration that cannot be used, 1 for another failure."""
-    path = start(OWN, __doc__)
-    try:
-        config = load(path)
-    except ConfigError as error:
-        log.critical("%s", error)
-        return EXIT_CONFIG
-    agent = Agent(config)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
-    where = (config.spot.bind, config.spot.status_port)
-    try:
-        server = serve(*where, {"/health": agent.health, "/metrics.json": agent.state})
-    except OSError as error:
-        log.critical("status page on %s:%d: %s: change spot.status_port in %s", *where, error, config.path)
-        return 1
-    log.info("asking %s every %d s", config.spot.metadata, config.spot.poll_s)
-    agent.run()
-    server.shutdown()
-    return 0
+    """Run the daemon; returns the exit code."""
+    return work(OWN, __doc__, "spot", Agent)
 
 
 if __name__ == "__main__":

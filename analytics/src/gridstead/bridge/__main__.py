@@ -14,9 +14,8 @@ from gridstead.bridge.mover import Counters, Mover, Route
 from gridstead.bridge.sink import MAX_MESSAGE_BYTES, Topic
 from gridstead.collector.status import Answer, serve
 from gridstead.config import Config, ConfigError, kafka_client, load, stomp_client
-from gridstead.daemon import start
+from gridstead.daemon import EXIT_CONFIG, start
 
-EXIT_CONFIG = 78
 DAY_MS = 86_400_000
 WEEK_MS = 7 * DAY_MS
 EVENTS_PARTITIONS = 4

@@ -6,11 +6,11 @@ import logging
 import os
 import sys
 
-from gridstead.collector.parent import EXIT_CONFIG, ParentError, run_parent
+from gridstead.collector.parent import ParentError, run_parent
 from gridstead.collector.store import StoreError
 from gridstead.collector.worker import SOCKET_ENVIRONMENT, WorkerError, run_worker
 from gridstead.config import ConfigError, load
-from gridstead.daemon import start
+from gridstead.daemon import EXIT_CONFIG, start
 from gridstead.pseudonyms import KeyringError
 
 

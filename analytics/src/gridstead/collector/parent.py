@@ -18,6 +18,7 @@ from pathlib import Path
 
 from gridstead.collector.worker import HANDOVER, SOCKET_ENVIRONMENT, short_path
 from gridstead.config import Config
+from gridstead.daemon import EXIT_CONFIG
 
 log = logging.getLogger("gridstead.collector")
 
@@ -26,7 +27,6 @@ BIND_WAIT_S = 30.0
 BACKOFF_MAX_S = 10.0
 STEADY_S = 30.0
 STOP_WAIT_S = 25.0
-EXIT_CONFIG = 78
 _SO_RCVBUFFORCE = 33
 
 
