@@ -56,7 +56,8 @@ def test_results_are_taken_in_and_what_is_missing_is_marked(tmp_path: Path) -> N
 
 def test_what_the_stream_keeps_is_shown_by_quarters_of_the_hour(tmp_path: Path) -> None:
     row = {"events_per_s": 1, "latency_p50_ms": 2, "latency_p95_ms": 3, "caught_up_after_s": 4, "lag_max": 5}
-    rows = [row | {"name": f"{rate} events/s"} for rate in (250, 10000)] + [row | {"name": "1000 events/s, 5 times that for a minute"}]
+    names = [f"{rate} events/s" for rate in (250, 1000, 10000)]
+    rows = [row | {"name": name} for name in (*names, "1000 events/s, 5 times that for a minute")]
     kept = {"stream_rss": [10, 11, 12, 13, 14, 15, 16, 17], "identity_index": [1, 2, 3, 4, 5, 6, 7, 8]}
     rows.append({"name": "2000 events/s, clock 10 times as fast", "kept_mib": kept, "checkpoint_kib": [9, 17]})
     document = result("stream", rows)
