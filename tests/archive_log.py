@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -250,6 +251,12 @@ class LocalObjects(LocalFiles):
     """As on an object store: nothing is renamed, and of several who create a file at once each may succeed."""
 
     renames = False
+
+    def write(self, path: str, text: str) -> None:
+        partial = f"partial-{secrets.token_hex(8)}"
+        super().write(partial, text)
+        self.mkdirs(path.rpartition("/")[0])
+        (self._base / partial).replace(self._base / path)
 
     def create(self, path: str, text: str) -> bool:
         self.write(path, text)

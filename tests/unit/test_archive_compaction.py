@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -177,20 +178,20 @@ def test_a_reader_never_sees_a_row_twice_or_misses_one_while_compaction_runs(qui
             if rows != [(p, o) for p in sorted(ends) for o in range(ends[p]) if (quick.rows[p][o] == b"broken") == malformed]:
                 wrong.append((malformed, before, rows))
 
-    thread = threading.Thread(target=reader)
-    thread.start()
-    try:
-        for number in range(4000):
-            if number >= 40 and reads[0] > 10:
-                break
-            quick.add(*DAYS[: 1 + number % 4])
-            quick.add(event(number), partition=1)
-            quick_write(quick, quick.plan())
-            if number % 4 == 3:
-                QuickCompactor(quick, GRACE).run()
-    finally:
-        over.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(reader)
+        try:
+            for number in range(4000):
+                if (number >= 40 and reads[0] > 10) or reading.done():
+                    break
+                quick.add(*DAYS[: 1 + number % 4])
+                quick.add(event(number), partition=1)
+                quick_write(quick, quick.plan())
+                if number % 4 == 3:
+                    QuickCompactor(quick, GRACE).run()
+        finally:
+            over.set()
+    reading.result()
     assert wrong == [] and reads[0] > 10 and quick.archived() == everything(quick)
 
 
