@@ -50,10 +50,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def run(command: list[str], what: str, cwd: Path = ROOT) -> None:
+def run(command: list[str], what: str, cwd: Path = ROOT, **environment: str) -> None:
     """Run a client quietly; on failure raise BundleError with the lines that explain it."""
     try:
-        done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        env = {**os.environ, **environment}
+        done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     except FileNotFoundError as error:
         raise BundleError(f"{what}: {command[0]} is not installed. Install it (Debian: apt-get install {command[0]}).") from error
     if done.returncode:
@@ -269,6 +270,15 @@ def debian(_server: str, tree: Path, scratch: Path) -> None:
     (tree / "Packages").write_text("\n".join(entries))
 
 
+def victoriametrics(server: str, tree: Path, scratch: Path) -> None:
+    """VictoriaMetrics, built from the Go modules of artifacts/victoriametrics; go.sum holds their checksums."""
+    source = scratch / "source"
+    shutil.copytree(ARTIFACTS / server, source)
+    go = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(tree / "bin" / "victoria-metrics")]
+    program = "github.com/VictoriaMetrics/VictoriaMetrics/app/victoria-metrics"
+    run([*go, program], "building VictoriaMetrics with Go", source, CGO_ENABLED="0")
+
+
 def supervisor(_server: str, tree: Path, _scratch: Path) -> None:
     """The process supervisor of the embedded appliance, as a plain directory of packages."""
     pip_target("supervisor.lock", tree / "lib")
@@ -293,6 +303,14 @@ def pom_version(server: str) -> str:
     if version is None or not version.text:
         raise BundleError(f"artifacts/{server}/pom.xml has no <version>")
     return version.text
+
+
+def module_version(server: str) -> str:
+    """Return the version of VictoriaMetrics in artifacts/<server>/go.mod."""
+    for line in (ARTIFACTS / server / "go.mod").read_text().splitlines():
+        if (words := line.split())[:1] == ["github.com/VictoriaMetrics/VictoriaMetrics"]:
+            return words[1].removeprefix("v")
+    raise BundleError(f"artifacts/{server}/go.mod does not name VictoriaMetrics")
 
 
 def locked_version(lock: str, package: str) -> str:
@@ -327,9 +345,10 @@ COMPONENTS: dict[str, tuple[Builder, Callable[[], str], list[Path]]] = {
     "supervisor": (supervisor, lambda: locked_version("supervisor.lock", "supervisor"), [REQUIREMENTS / "supervisor.lock"]),
     "gridstead": (gridstead, project_version, [ROOT / "analytics", REQUIREMENTS / "runtime.lock"]),
     "debian": (debian, release, [ARTIFACTS / "debian"]),
+    "victoriametrics": (victoriametrics, lambda: module_version("victoriametrics"), [ARTIFACTS / "victoriametrics"]),
 }
-ON_DEMAND = {"debian"}
-"""Only built when named: hosts with a package source of their own do without."""
+ON_DEMAND = ("debian", "victoriametrics")
+"""Only built when named: hosts with a package source of their own do without the one, sites without the dashboard without the other."""
 
 
 def inputs_digest(sources: list[Path]) -> str:

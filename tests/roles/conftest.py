@@ -54,6 +54,7 @@ TOY_BUNDLE = {
     "activemq": {"lib/artemis.jar": ""},
     "kafka": {"lib/kafka.jar": ""},
     "elasticsearch": {"bin/elasticsearch": NOTHING},
+    "victoriametrics": {"bin/victoria-metrics": NOTHING},
     "gridstead": {"lib/gridstead/__init__.py": ""},
     "s3a": {"lib/hadoop-aws.jar": ""},
     "supervisor": {
@@ -63,7 +64,8 @@ TOY_BUNDLE = {
     },
 }
 # The task files that write a role's configuration and need no running server.
-ENTRY_POINTS = {"zookeeper": "install", "activemq": "install", "kafka": "install", "elasticsearch": "install", "gridstead": "main"}
+ENTRY_POINTS = {"zookeeper": "install", "activemq": "install", "kafka": "install", "elasticsearch": "install", "victoriametrics": "install",
+                "gridstead": "main"}  # fmt: skip
 
 
 def pack(bundle: Path, programs: Path) -> None:
@@ -126,6 +128,8 @@ def play(root: Path, bundle: Path) -> list[dict[str, Any]]:
                 # what only a cluster needs, too
                 "hdfs_hosted": ["journalnode", "namenode", "zkfc", "datanode"],
                 "zookeeper_hosted": True,
+                # what only a site with a dashboard needs
+                "gridstead_metrics": True,
                 # what only a host has that may be taken away
                 "gridstead_spot": True,
                 # and what only an archive on object storage needs

@@ -88,6 +88,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".yml": read_elasticsearch,
     ".sh": read_shell,
     ".service": read_ini,
+    "relabel.yml": lambda path: yaml.safe_load(path.read_text()),
+    "password": lambda path: re.fullmatch(r"[A-Za-z0-9]{32}\n", path.read_text()).group(),  # type: ignore[union-attr]
     "jvm.options": read_jvm_options,
     "login.config": read_login,
     "credentials": read_ini,
@@ -120,7 +122,8 @@ def test_every_file_is_valid_for_its_reader(rendered: Rendered) -> None:
         except Exception as error:
             raise AssertionError(f"{path.relative_to(rendered.root)}: {error}") from error
     owners = {path.parent.name for path in files}
-    assert {"hadoop", "spark", "activemq", "zookeeper", "kafka", "elasticsearch", "gridstead", "clients", "programs"} <= owners
+    servers = {"hadoop", "spark", "activemq", "zookeeper", "kafka", "elasticsearch", "victoriametrics"}
+    assert {*servers, "gridstead", "clients", "programs"} <= owners
 
 
 @pytest.mark.parametrize("leftover", ["{{", "{%", "Undefined", "<<", "None"])
@@ -183,6 +186,17 @@ def test_the_brokers_password_is_one_and_is_not_readable_by_all(rendered: Render
     holders = [path for path in rendered.etc.rglob("*") if path.is_file() and client["password"] in path.read_text()]
     assert len(holders) == 3  # the broker's, the clients' and the secret itself
     assert [path for path in holders if path.stat().st_mode & stat.S_IRWXO] == []
+
+
+def test_spark_reports_to_the_store_of_metrics_whose_password_few_may_read(rendered: Rendered) -> None:
+    spark = read_properties(rendered.etc / "spark" / "spark-defaults.conf")
+    sink = "spark.metrics.conf.*.sink.graphite"
+    command = (rendered.etc / "services" / "victoriametrics").read_text()
+    assert f"-graphiteListenAddr={spark[f'{sink}.host']}:{spark[f'{sink}.port']}" in command
+    assert f"-httpListenAddr=127.0.0.1:{PORTS['victoriametrics_http']}" in command
+    password = rendered.etc / "victoriametrics" / "password"
+    assert stat.S_IMODE(password.stat().st_mode) == 0o640
+    assert password.read_text().strip() not in command + rendered.log
 
 
 def test_each_service_has_a_launcher_a_definition_and_a_handler(rendered: Rendered) -> None:
