@@ -272,6 +272,8 @@ def debian(_server: str, tree: Path, scratch: Path) -> None:
 
 def victoriametrics(server: str, tree: Path, scratch: Path) -> None:
     """VictoriaMetrics, built from the Go modules of artifacts/victoriametrics; go.sum holds their checksums."""
+    if not shutil.which("go"):
+        raise BundleError("building VictoriaMetrics needs Go 1.21 or later, which then fetches the version that go.mod names. Install it")
     source = scratch / "source"
     shutil.copytree(ARTIFACTS / server, source)
     go = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(tree / "bin" / "victoria-metrics")]

@@ -80,6 +80,11 @@ def read_login(path: Path) -> None:
     assert re.fullmatch(r"\s*(\w+ \{\s*([\w.]+ (required|optional)(\s+[\w.]+=\S+)+;\s*)+\};\s*)+", path.read_text())
 
 
+def read_password(path: Path) -> None:
+    """A generated password, alone."""
+    assert re.fullmatch(r"[A-Za-z0-9]{32}\n", path.read_text())
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     ".xml": read_xml,
     ".properties": read_properties,
@@ -89,7 +94,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".sh": read_shell,
     ".service": read_ini,
     "relabel.yml": lambda path: yaml.safe_load(path.read_text()),
-    "password": lambda path: re.fullmatch(r"[A-Za-z0-9]{32}\n", path.read_text()).group(),  # type: ignore[union-attr]
+    "password": read_password,
     "jvm.options": read_jvm_options,
     "login.config": read_login,
     "credentials": read_ini,

@@ -59,6 +59,18 @@ def test_the_plot_has_a_panel_a_sweep_with_the_theses_points(tmp_path: Path) -> 
     ElementTree.fromstring(drawn(curves([{"results": []}])))  # nothing had room
 
 
+def test_a_run_that_failed_does_not_count_and_is_not_tried_again() -> None:
+    runs: list[Shape] = []
+
+    def run(shape: Shape, title: str) -> dict[str, Any]:
+        runs.append(shape)
+        return {"executors": [], "seconds": {"compute": 0.0}} if shape.memory == 2 else cluster(4, 2)(shape, title)
+
+    rows = {(row["sweep"], row[row["sweep"]]): row for row in measure(SWEEPS, BASE, 3, run, lambda text: None)}
+    assert (rows["memory", 2]["got"], rows["memory", 2]["nodes"], rows["memory", 2]["seconds"]) == (0, 0, [])
+    assert runs.count(replace(BASE, memory=2)) == 1 and rows["memory", 1]["seconds"] == [30.0] * 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -61,10 +61,10 @@ class Numbers(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """Parse; fails with what is wrong."""
-        parts = str(value).split(",")
-        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        numbers = _numbers(str(value))
+        if not numbers:
             self.fail(f"{value!r} is not whole numbers of at least 1, such as 1,2,4", param, ctx)
-        return tuple(sorted({int(part) for part in parts}))
+        return tuple(sorted(set(numbers)))
 
 
 @click.command(
@@ -105,8 +105,9 @@ def scaling(
 ) -> None:
     """Compute the same days with one, two, more executors; then with more cores, and with more memory, of each.
 
-    Runs on YARN, writes below /tmp on HDFS and deletes it; what is served stays as it is. A run that got fewer
-    executors than it asked for is shown, and does not count. Counted is the time of the computation, without the start.
+    Runs on YARN, writes below /tmp on HDFS and deletes it; what is served stays as it is. A run that failed or
+    got fewer executors than it asked for is shown, and does not count. Counted is the time of the
+    computation, without the start.
     """
     base = _shape(fixed)
     if first > last:
@@ -122,7 +123,11 @@ def scaling(
             line = spark_submit_command(session.config, "batch", arguments, "yarn", "client", used, shape.settings())
         except ReleaseError as error:
             raise sparkrun.refused(error) from error
-        return sparkrun.answer_of(session, title, verbose, "batch", line, "gridstead batch status", (0,))
+        try:
+            return sparkrun.answer_of(session, title, verbose, "batch", line, "gridstead batch status", (0,))
+        except Failure as failure:  # such as an executor that no node has room for: the other runs count all the same
+            session.log.print(failure.message)
+            return {"executors": [], "seconds": {"compute": 0.0}}
 
     sweeps = {"executors": executors, "cores": cores, "memory": memory}
     try:
@@ -130,6 +135,8 @@ def scaling(
     finally:
         HdfsShell(session.config.hadoop.cli).remove(place)
     answer = {"from": first, "to": last, "release": used, "fixed": asdict(base), "repeat": repeat, "results": results}
+    if not any(row["seconds"] for row in results):
+        raise Failure("no run had the executors that it asked for; why stands above", "gridstead doctor")
     if output is not None:
         output.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     lines = curves([answer, *others])
@@ -243,11 +250,17 @@ def _told(results: Sequence[dict[str, Any]], lines: dict[str, list[tuple[int, fl
 
 
 def _shape(fixed: str) -> Shape:
-    parts = fixed.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    numbers = _numbers(fixed)
+    if len(numbers) != 3:
         what = f"--fixed {fixed!r} is not three whole numbers: executors, cores and GB of each, such as 4,2,4"
         raise Failure(what, "gridstead scaling --help", EXIT_USAGE)
-    return Shape(*(int(part) for part in parts))
+    return Shape(*numbers)
+
+
+def _numbers(text: str) -> list[int]:
+    """Whole numbers of at least 1 between commas; none where anything else is among them."""
+    parts = [part.strip() for part in text.split(",")]
+    return [int(part) for part in parts] if all(part.isdecimal() and int(part) for part in parts) else []
 
 
 def _read(path: Path, first: str, last: str) -> dict[str, Any]:
