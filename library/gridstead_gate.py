@@ -160,10 +160,10 @@ class Gate:
                 self.troubles.append("%s: %s: %s" % (part, type(error).__name__, error))
 
     def zookeeper(self):
-        """Servers of ZooKeeper: one leads, and all others follow it. In a cluster of one master nothing uses it, nor names it."""
+        """Servers of ZooKeeper: one leads, and all others follow it. With one master and one gateway nothing uses it, nor names it."""
         modes = {}
         core, yarn = (properties(os.path.join(self.etc, "hadoop", name)) for name in ("core-site.xml", "yarn-site.xml"))
-        quorum = core.get("ha.zookeeper.quorum") or yarn.get("hadoop.zk.address")
+        quorum = core.get("ha.zookeeper.quorum") or yarn.get("hadoop.zk.address") or self.elections()
         if not quorum:
             return
         for server in quorum.split(","):
@@ -178,6 +178,12 @@ class Gate:
             mode = re.search(r"^Mode: (\S+)", said, re.MULTILINE)
             modes[host] = mode.group(1) if mode else said.strip()
         self.troubles += judge_ensemble(modes)
+
+    def elections(self):
+        """Servers of ZooKeeper through which gateways elect one; empty where there is one gateway, or none is installed yet."""
+        if not os.path.exists(os.path.join(self.etc, "gridstead", "gridstead.toml")):
+            return ""
+        return ",".join(self.config()[1].failover.zookeeper)
 
     def hdfs(self):
         """NameNodes, JournalNodes, DataNodes and blocks."""

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,12 @@ def pretend_open_files(hosts: Hosts, names: Sequence[str], directory: Path) -> N
 class HostedCluster(Appliance):
     """A cluster whose gateway is a host of a lab. Elasticsearch is asked from there, whichever node answers."""
 
-    def __init__(self, hosts: Hosts, gateway: str) -> None:
+    def __init__(self, hosts: Hosts, *gateways: str) -> None:
         super().__init__(Path("/"), 0)
         self.hosts = hosts
-        self.gateway = gateway
+        self.gateways = gateways
+        self.gateway = gateways[0]  # whose console is used
+        self._moved = {gateway: [0, 0] for gateway in gateways}  # by its earlier processes, by the present one
 
     def elasticsearch(self, path: str, body: Any = None, method: str | None = None) -> Any:
         script = (
@@ -86,9 +89,13 @@ class HostedCluster(Appliance):
         return self.hosts.on(host, script, timeout=timeout)
 
     def moved(self) -> int:
-        """How many messages the bridge has moved to Kafka since it was started."""
-        address = self.hosts.status()[self.gateway]["address"]
-        return int(json.loads(self.on(self.gateway, f"{PYTHON_GET} http://{address}:9942/metrics.json"))["moved"])
+        """How many messages the gateways' bridges are known to have moved to Kafka."""
+        there = self.hosts.status()
+        for gateway, moved in self._moved.items():
+            with suppress(OSError, ValueError, subprocess.SubprocessError):
+                count = json.loads(self.on(gateway, f"{PYTHON_GET} http://{there[gateway]['address']}:9942/metrics.json"))["moved"]
+                moved[:] = [moved[0] + (moved[1] if count < moved[1] else 0), count]
+        return sum(map(sum, self._moved.values()))
 
     def replay(self, path: str, rate: int, timeout_s: int = 600) -> subprocess.Popen[str]:
         """Start to replay a file of the gateway."""

@@ -31,7 +31,8 @@ pytestmark = [
 KEPT = "GRIDSTEAD_TEST_LAB" in os.environ and Hosts(os.environ["GRIDSTEAD_TEST_LAB"]).directory.exists()
 MASTERS = ["m1", "m2", "m3"]
 WORKERS = ["w1", "w2", "w3"]
-GATEWAY = WORKERS[0]
+GATEWAYS = WORKERS[:2]
+GATEWAY = GATEWAYS[0]
 NEW_WORKER = "w4"
 OTHER_KAFKA = "4.3.0"  # another than the bundle's
 CUT_S = 120  # how long a host is cut off at the least
@@ -55,7 +56,7 @@ class Cluster(HostedCluster):
     """The cluster and its inventory."""
 
     def __init__(self, hosts: Hosts) -> None:
-        super().__init__(hosts, GATEWAY)
+        super().__init__(hosts, *GATEWAYS)
         self.site = hosts.directory / "site"  # beside the inventory Ansible keeps the site's passwords
         self.settings: dict[str, Any] = {**SETTINGS}
 
@@ -188,6 +189,33 @@ def test_copies_are_as_many_as_promised_and_in_two_racks(cluster: Cluster) -> No
     assert indices and {index["settings"]["index"]["number_of_replicas"] for index in indices.values()} == {"1"}
 
 
+def test_gateways_stand_by_for_each_other_with_the_same_keys(cluster: Cluster) -> None:
+    assert len({cluster.on(gateway, "sha256sum < /etc/gridstead/pseudonyms/keys") for gateway in GATEWAYS}) == 1
+    seen = {gateway: json.loads(cluster.on(gateway, f"{GRIDSTEAD} --json status", timeout=120)) for gateway in GATEWAYS}
+    for service in ("stream", "scheduler"):
+        runs = elected(cluster, service)
+        (standby,) = set(GATEWAYS) - {runs}
+        of = {host: [entry for entry in page["services"] if entry["name"] == service] for host, page in seen.items()}
+        reasons = {host: entry["reason"] for host, (entry,) in of.items()}
+        assert reasons[runs] == "" and f"stands by for {runs}:" in reasons[standby]
+    problems = [stage["problem"] for page in seen.values() for stage in page["pipeline"]["stages"]]
+    assert set(problems) == {""}  # the standby has the stream's numbers from the other
+
+
+def test_keys_that_contradict_each_other_are_refused_and_a_new_one_reaches_the_other_gateway(cluster: Cluster) -> None:
+    keys = "/etc/gridstead/pseudonyms/keys"
+    cluster.on(GATEWAYS[1], f"cp -p {keys} {keys}.kept && echo 7 $(head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n') >> {keys}")
+    try:
+        assert changed(cluster.play(book="pipeline")) == 1
+        assert len({cluster.on(gateway, f"cat {keys}") for gateway in GATEWAYS}) == 1
+        cluster.on(GATEWAYS[1], f"sed -i 's/^7 ..../7 0000/' {keys}")
+        done = subprocess.run(cluster.command(book="pipeline"), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode != 0 and "1 keys of the pseudonyms are on one gateway and not on" in done.stdout, done.stdout
+    finally:
+        for gateway in GATEWAYS:
+            cluster.on(gateway, f"sed -i '/^7 /d' {keys}; rm -f {keys}.kept")
+
+
 def test_a_namespace_is_not_formatted_while_a_journal_is_left(cluster: Cluster) -> None:
     name, kept = "/var/lib/gridstead/hdfs/name", "/var/lib/gridstead/hdfs/name.kept"
     for host in MASTERS:
@@ -212,6 +240,23 @@ def elasticsearch_master(cluster: Cluster) -> str:
         cluster.on(GATEWAY, "systemctl restart gridstead-elasticsearch")
         wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
     return master()
+
+
+def elected(cluster: Cluster, service: str = "stream") -> str:
+    """The gateway that runs the stream, or another service that one of them runs."""
+    script = f"pgrep -f 'gridstead.*[/.]{service}' | xargs -r ps -o args= -p | grep -vc gridstead.failover || :"
+    (host,) = [gateway for gateway in GATEWAYS if cluster.on(gateway, script).strip() != "0"]
+    return host
+
+
+def runs_the_stream(cluster: Cluster) -> str:
+    """The gateway that runs the stream: the second, as the tests ask and send from the first."""
+    if elected(cluster) == GATEWAY:
+        cluster.on(GATEWAY, "systemctl restart gridstead-stream")
+        wait_until(lambda: elected(cluster) == GATEWAYS[1], "the other gateway runs the stream", 60)
+        wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+        cluster.on(GATEWAY, f"{GRIDSTEAD} status", timeout=120)
+    return GATEWAYS[1]
 
 
 def message_broker(cluster: Cluster) -> str:
@@ -239,6 +284,7 @@ LOST: dict[str, Callable[[Cluster], str]] = {
     "the message broker's host": message_broker,
     "the host of a partition's leader": partition_leader,
     "the host of Elasticsearch's master": elasticsearch_master,
+    "the host that runs the stream": runs_the_stream,
 }
 
 

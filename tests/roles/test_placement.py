@@ -44,13 +44,13 @@ def placement(directory: Path, **groups: dict[str, dict[str, Any]]) -> dict[str,
 def test_hosts_come_as_the_inventory_has_them(tmp_path: Path) -> None:
     workers = ["w3", "w10", "w1", "w2"]
     found = placement(tmp_path, masters={"m1": {}}, workers={name: {} for name in workers})
-    assert (found["gateway"], found["elasticsearch"], found["hdfs_datanode"]) == (["w3"], ["w3", "w10", "w1"], workers)
+    assert (found["gateway"], found["elasticsearch"], found["hdfs_datanode"]) == (["w3", "w10"], ["w3", "w10", "w1"], workers)
 
 
 def test_hosts_with_numbers_come_in_their_order(tmp_path: Path) -> None:
     workers = {f"w{number}": {"gridstead_order": number} for number in (3, 10, 1, 2)}
     found = placement(tmp_path, masters={"m1": {}}, workers=workers, kafka={"w3": {}, "w1": {}})
-    assert found["gateway"] == ["w1"]
+    assert found["gateway"] == ["w1", "w2"]
     assert found["elasticsearch"] == ["w1", "w2", "w3"]
     assert found["hdfs_datanode"] == ["w1", "w2", "w3", "w10"]
     assert found["kafka"] == ["w1", "w3"], "also in a group of a component's own"

@@ -42,9 +42,10 @@ def _key(
     at_most: int | None = None,
     one_of: tuple[str, ...] = (),
     empty: bool = False,
+    addresses: bool = False,
 ) -> Any:
     """Describe one key: its default (none: required) and what values it may have."""
-    metadata = {"at_least": at_least, "at_most": at_most, "one_of": one_of, "empty": empty}
+    metadata = {"at_least": at_least, "at_most": at_most, "one_of": one_of, "empty": empty, "addresses": addresses}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -196,6 +197,17 @@ class Release:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failover:
+    """[failover]: servers of ZooKeeper (host:port) that elect one of several gateways; empty: there is only one.
+
+    ``session_s``: for how long, in seconds, ZooKeeper need not hear of the one elected until another is.
+    """
+
+    zookeeper: tuple[str, ...] = _key((), addresses=True)
+    session_s: int = _key(15, at_least=4, at_most=40)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spot:
     """[spot]: the agent on a host that EC2 may take away. ``poll_s``: how often it looks for the notice, in seconds.
 
@@ -241,6 +253,7 @@ class Config:
     schedule: Schedule
     archive: Archive
     release: Release
+    failover: Failover
     spot: Spot
     services: tuple[Service, ...]
 
@@ -262,6 +275,7 @@ _SECTIONS: dict[str, type] = {
     "schedule": Schedule,
     "archive": Archive,
     "release": Release,
+    "failover": Failover,
     "spot": Spot,
 }
 
@@ -409,6 +423,9 @@ class _Reader:
         unknown = [item for item in value if rules["one_of"] and item not in rules["one_of"]]
         if unknown:
             self.fault(key, f"has {', '.join(map(repr, unknown))}", f"use some of {', '.join(rules['one_of'])}")
+        wrong = [item for item in value if rules["addresses"] and not _is_host_port(item)]
+        if wrong:
+            self.fault(key, f"has {', '.join(map(repr, wrong))}", "write each as host:port")
         return tuple(value)
 
 

@@ -58,7 +58,9 @@ def rotate(session: Session) -> None:
     except KeyringError as error:
         raise _failed(error) from error
     done = {"generation": generation, "file": str(path)}
-    sentence = f"Key {generation} is in force, in {path}: copy this file to a safe place, and to any further collector."
+    others = "run `playbooks/pipeline.yml`, which gives it to the other gateways"
+    shared = others if session.config.failover.zookeeper else "to any further collector"
+    sentence = f"Key {generation} is in force, in {path}: copy this file to a safe place, and {shared}."
     session.emit(done, lambda: sentence)
 
 

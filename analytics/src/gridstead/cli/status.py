@@ -71,7 +71,11 @@ def _services(name: str, services: list[ServiceState], memory: int) -> Table:
     table.add_column("memory", justify="right", no_wrap=True, footer=human_bytes(memory))
     table.add_column("web", overflow="fold")
     for service in services:
-        health = Text("ok", style="green") if service.healthy else Text(service.reason or "not healthy", style="red")
+        health = (
+            Text(service.reason or "ok", style="green")
+            if service.healthy
+            else Text(service.reason or "not healthy", style="red")
+        )
         table.add_row(
             service.name,
             service.state.lower(),

@@ -7,6 +7,7 @@ The supervisor is supervisord (embedded appliance) or systemd (hosts), asked by 
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import socket
@@ -24,6 +25,8 @@ from gridstead.config import Config, Service
 
 UNIT_PREFIX = "gridstead-"
 CHECK_TIMEOUT_S = 3.0
+HEALTH_BYTES = 10_000
+"""A page of health is shorter; of a longer answer, as Hadoop's, nothing is read into memory."""
 _SUPERVISOR_LINE = re.compile(r"^(?:[^\s:]+:)?(?P<name>\S+)\s+(?P<state>[A-Z]+)\b(?:.*?pid (?P<pid>\d+))?")
 
 
@@ -124,7 +127,7 @@ def parse_systemd(output: str) -> dict[str, Process]:
 
 
 def check(service: Service) -> tuple[bool, str]:
-    """Check a service by network: (healthy, what is wrong or "")."""
+    """Check a service by network: (healthy, what is wrong, or for whom it stands by, or "")."""
     if service.check == "tcp":
         host, _, port = service.url.rpartition(":")
         try:
@@ -133,8 +136,8 @@ def check(service: Service) -> tuple[bool, str]:
             return False, f"{service.url}: {_reason(error)}"
         return True, ""
     try:
-        with urllib.request.urlopen(service.url, timeout=CHECK_TIMEOUT_S):
-            return True, ""
+        with urllib.request.urlopen(service.url, timeout=CHECK_TIMEOUT_S) as answer:
+            return True, _standing_by(answer)
     except urllib.error.HTTPError as error:
         if error.code < 500:
             return True, ""
@@ -142,6 +145,17 @@ def check(service: Service) -> tuple[bool, str]:
         return False, f"{service.url}: HTTP {error.code} {text}".rstrip()
     except (OSError, http.client.HTTPException) as error:
         return False, f"{service.url}: {_reason(error)}"
+
+
+def _standing_by(answer: http.client.HTTPResponse) -> str:
+    """For whom a service stands by that another gateway runs (gridstead.failover); else empty."""
+    if answer.headers.get_content_type() != "application/json":
+        return ""
+    try:
+        page = json.loads(answer.read(HEALTH_BYTES))
+    except ValueError:
+        return ""
+    return f"stands by for {page['standby']}" if isinstance(page, dict) and page.get("standby") else ""
 
 
 def restart_command(config: Config, name: str) -> str:
