@@ -7,14 +7,17 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from appliance import Appliance, Statistics, run
+from appliance import ROOT, STATISTICS, Appliance, Stall, Statistics, assert_served, run, wait_until
 from gridstead import sources
+from gridstead.cli.session import EXIT_INTERRUPTED
 from gridstead.pseudonyms import Pseudonyms
 from gridstead.simulate import AccessSimulation
 from hosts import Hosts
@@ -52,6 +55,17 @@ def pretend_open_files(hosts: Hosts, names: Sequence[str], directory: Path) -> N
     for name in names:
         command = hosts.command("exec", name, "--", "sh", "-c", script)
         subprocess.run(command, input=library.read_bytes(), check=True, timeout=60)
+
+
+def bundle_with_kafka(version: str, directory: Path) -> Path:
+    """A bundle that has nothing but Kafka in this version, made as a site that changes artifacts/kafka/pom.xml makes it."""
+    (directory / "tools").mkdir()
+    tool = shutil.copy(ROOT / "tools" / "bundle.py", directory / "tools")
+    pom = Path(shutil.copytree(ROOT / "artifacts" / "kafka", directory / "artifacts" / "kafka")) / "pom.xml"
+    pom.write_text(re.sub(r"<version>4\.[\d.]+</version>", f"<version>{version}</version>", pom.read_text()))
+    for verb in ("lock", "build"):
+        run([sys.executable, str(tool), "--directory", str(directory / "bundle"), verb, "kafka"])
+    return directory / "bundle"
 
 
 class HostedCluster(Appliance):
@@ -97,11 +111,52 @@ class HostedCluster(Appliance):
                 moved[:] = [moved[0] + (moved[1] if count < moved[1] else 0), count]
         return sum(map(sum, self._moved.values()))
 
-    def replay(self, path: str, rate: int, timeout_s: int = 600) -> subprocess.Popen[str]:
+    def replay(self, path: str, rate: int, timeout_s: int = 600, *options: str) -> subprocess.Popen[str]:
         """Start to replay a file of the gateway."""
-        words = ["replay", path, "--rate", str(rate), "--timeout", str(timeout_s)]
+        words = ["replay", path, "--rate", str(rate), "--timeout", str(timeout_s), *options]
         command = self.hosts.command("exec", self.gateway, "--", GRIDSTEAD, *words)
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finished(self, from_ms: int, to_ms: int) -> int:
+        """Sum of a range's served transfers that are finished; 0 where none is served yet."""
+        query = {"query": {"range": {"bin_end_ms": {"gt": from_ms, "lte": to_ms}}}, "aggs": {"all": {"sum": {"field": "finished"}}}}
+        page = self.elasticsearch("gridstead-transfers/_search?size=0&ignore_unavailable=true&allow_no_indices=true", query)
+        return int(page.get("aggregations", {}).get("all", {}).get("value", 0))
+
+    @contextmanager
+    def traffic(self, directory: Path, case: int, rate: int = 1000, events: int = 16_000) -> Iterator[None]:
+        """Replay events at ``rate`` a second, again and again, as long as the block takes; then the statistics must be exact.
+
+        Prints for how long nothing reached Kafka, and for how long no new event of the first round was served.
+        """
+        path, expected, from_ms, to_ms = self.simulated(directory, case, events)
+        column = STATISTICS["transfers"].values.index("finished")
+        served = sum(values[column] for values in expected["transfers"].values())
+        before, over = self.moved(), threading.Event()
+        stalls = {
+            "reached Kafka": Stall(self.moved, over),
+            "was served": Stall(lambda: self.finished(from_ms, to_ms), over, served),
+        }
+        with self.replay(path, rate, 600, "--repeat", "100000") as replay:
+            try:
+                wait_until(lambda: self.moved() >= before + rate, "the replay is under way", 120)
+                for stall in stalls.values():
+                    stall.start()
+                yield
+                assert replay.poll() is None, replay.communicate()[0]
+                wait_until(lambda: self.moved() >= before + events, "every event was sent once", 600)
+                self.on(self.gateway, "pkill -INT -f 'gridstead.*replay'")
+                said, _ = replay.communicate(timeout=300)
+            finally:
+                replay.kill()
+                over.set()
+        assert replay.returncode == EXIT_INTERRUPTED, said
+        ended = time.monotonic()
+        assert_served(self, expected, from_ms, to_ms, timeout_s=400)
+        print(f"\n{said.strip().splitlines()[-1]} All statistics exact {time.monotonic() - ended:.0f} s later")
+        for what, stall in stalls.items():
+            stall.join()
+            print(f"nothing {what} for {stall.longest_s:.0f} s at the most")
 
     def live_datanodes(self) -> int:
         """How many DataNodes the NameNode has heard of lately."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
+import shlex
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance import ROOT, Stall, assert_served, run, wait_until
-from clusters import GRIDSTEAD, HADOOP, LIMIT, HostedCluster, open_files_missing, pretend_open_files
+import documented
+from appliance import ROOT, run, wait_until
+from clusters import GRIDSTEAD, HADOOP, LIMIT, HostedCluster, bundle_with_kafka, open_files_missing, pretend_open_files
 from hosts import Hosts, changed, missing
 from support_bundle import texts_of
 
@@ -35,6 +34,7 @@ GATEWAYS = WORKERS[:2]
 GATEWAY = GATEWAYS[0]
 NEW_WORKER = "w4"
 OTHER_KAFKA = "4.3.0"  # another than the bundle's
+RECOVERY_S = 45  # events go on for so long after a loss at the least
 CUT_S = 120  # how long a host is cut off at the least
 SETTINGS = {
     "elasticsearch_heap": "512m",
@@ -52,12 +52,15 @@ SETTINGS = {
 """What makes six hosts fit into 12 GiB."""
 
 
+MYSITE = "inventories/mysite"
+
+
 class Cluster(HostedCluster):
     """The cluster and its inventory."""
 
     def __init__(self, hosts: Hosts) -> None:
         super().__init__(hosts, *GATEWAYS)
-        self.site = hosts.directory / "site"  # beside the inventory Ansible keeps the site's passwords
+        self.site = hosts.directory / "site"  # beside the inventory Ansible keeps the site's passwords; only hosts.json is an inventory
         self.settings: dict[str, Any] = {**SETTINGS}
 
     @property
@@ -87,9 +90,15 @@ class Cluster(HostedCluster):
         """Run a playbook; return what it printed."""
         return run(self.command(*arguments, book=book), env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}, timeout=2400)
 
+    def documented(self, page: str, number: int, *more: str, env: Mapping[str, str] | None = None, **replaced: str) -> str:
+        """Run a command of a page, with this inventory and other words of it replaced; return what it printed."""
+        text = documented.command(page, number, **{MYSITE: str(self.site)}, **replaced)
+        own = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), **(env or {})}
+        return run(["sh", "-ec", " ".join([text, *map(shlex.quote, more)])], env=own, timeout=2400)
+
     def active_namenode(self) -> str:
         """The host of the active NameNode; an error where there is none."""
-        states = self.on(GATEWAY, f"{HADOOP} haadmin -getAllServiceState 2>/dev/null || :")
+        states = self.on(GATEWAY, documented.command("cluster", 4) + " 2>/dev/null || :")
         (active,) = re.findall(r"^(\w+):\d+\s+active", states, re.MULTILINE)
         return str(active)
 
@@ -125,7 +134,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def cluster(bare: Cluster) -> Cluster:
     """The hosts with the cluster on them."""
     started = time.monotonic()
-    bare.play()
+    bare.documented("cluster", 2)
     print(f"\nthe cluster was installed in {time.monotonic() - started:.0f} s")
     return bare
 
@@ -139,7 +148,7 @@ def test_check_mode_goes_through_on_bare_hosts_and_touches_nothing(bare: Cluster
 
 def test_the_preflight_passes_and_else_names_all_that_is_wrong_at_once(bare: Cluster) -> None:
     limit = ("-e", f"preflight_open_files={min(LIMIT, 65536)}")
-    assert changed(bare.play(*limit, book="preflight")) == 0
+    assert changed(bare.documented("cluster", 1, *limit)) == 0
     wrong = bare.command(*limit, "-e", "preflight_disk_free_gb=1000000", "-e", "gridstead_address=nowhere", book="preflight")
     inventory = json.loads(bare.inventory.read_text())
     inventory["all"]["hosts"]["w3"]["gridstead_rack"] = "/flat"
@@ -165,6 +174,12 @@ def test_check_mode_finds_nothing_to_change(cluster: Cluster) -> None:
     assert changed(output) == 0, output
 
 
+def test_the_example_is_an_inventory_of_such_a_cluster(tmp_path: Path) -> None:
+    run(["sh", "-ec", documented.command("cluster", 0, **{MYSITE: str(tmp_path / "mysite")})])
+    listed = json.loads(run(["ansible-inventory", "-i", str(tmp_path / "mysite"), "--list"]))
+    assert [len(listed[group]["hosts"]) for group in ("masters", "workers")] == [len(MASTERS), len(WORKERS)]
+
+
 def test_servers_listen_on_their_hosts_address_only(cluster: Cluster) -> None:
     for host in (*MASTERS, *WORKERS):
         address = cluster.hosts.status()[host]["address"]
@@ -177,7 +192,7 @@ def test_servers_listen_on_their_hosts_address_only(cluster: Cluster) -> None:
 
 def test_smoke_tests_pass(cluster: Cluster) -> None:
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
-    print(cluster.on(GATEWAY, f"{GRIDSTEAD} smoke 2>&1", timeout=900))
+    print(cluster.documented("cluster", 3))
 
 
 def test_copies_are_as_many_as_promised_and_in_two_racks(cluster: Cluster) -> None:
@@ -198,6 +213,8 @@ def test_gateways_stand_by_for_each_other_with_the_same_keys(cluster: Cluster) -
         of = {host: [entry for entry in page["services"] if entry["name"] == service] for host, page in seen.items()}
         reasons = {host: entry["reason"] for host, (entry,) in of.items()}
         assert reasons[runs] == "" and f"stands by for {runs}:" in reasons[standby]
+    for worker in WORKERS:
+        assert "Path of events" in cluster.on(worker, documented.command("cluster", 5), timeout=120)
     problems = [stage["problem"] for page in seen.values() for stage in page["pipeline"]["stages"]]
     assert set(problems) == {""}  # the standby has the stream's numbers from the other
 
@@ -292,31 +309,12 @@ LOST: dict[str, Callable[[Cluster], str]] = {
 def test_counts_are_exact_after_a_host_was_lost_during_a_replay(cluster: Cluster, tmp_path: Path, lost: str, way: str) -> None:
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 400)
     victim = LOST[lost](cluster)
-    path, expected, from_ms, to_ms = cluster.simulated(tmp_path, 2 * list(LOST).index(lost) + (way == "cut"))
-    before, over = cluster.moved(), threading.Event()
-    stalls = {
-        "reached Kafka": Stall(cluster.moved, over),
-        "was served": Stall(lambda: sum(found["finished"] for found in cluster.documents(from_ms, to_ms).values()), over),
-    }
-    with cluster.replay(path, 400) as replay:
-        try:
-            wait_until(lambda: cluster.moved() >= before + 1000, "the replay is under way", 60)
-            for stall in stalls.values():
-                stall.start()
-            cluster.hosts.do(way, victim)
-            gone = time.monotonic()
-            cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-loss", timeout=200)
-            print(f"\nHDFS took a file {time.monotonic() - gone:.0f} s after the {way} of {victim}, {lost}")
-            output, _ = replay.communicate(timeout=400)
-        finally:
-            replay.kill()
-            over.set()
-    assert replay.returncode == 0, output
-    assert_served(cluster, expected, from_ms, to_ms, timeout_s=300)
-    print(f"all statistics exact {time.monotonic() - gone:.0f} s after it")
-    for what, stall in stalls.items():
-        stall.join()
-        print(f"nothing {what} for {stall.longest_s:.0f} s at the most")
+    with cluster.traffic(tmp_path, 2 * list(LOST).index(lost) + (way == "cut")):
+        cluster.hosts.do(way, victim)
+        gone = time.monotonic()
+        cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-loss", timeout=200)
+        print(f"\nHDFS took a file {time.monotonic() - gone:.0f} s after the {way} of {victim}, {lost}")
+        time.sleep(max(0.0, RECOVERY_S - (time.monotonic() - gone)))
     cluster.on(GATEWAY, f"{GRIDSTEAD} smoke --only hdfs --only kafka --only stomp --only elasticsearch", timeout=400)
     time.sleep(max(0.0, CUT_S - (time.monotonic() - gone)) if way == "cut" else 0)
     cluster.hosts.do("start" if way == "crash" else "heal", victim)
@@ -344,19 +342,10 @@ def processes(cluster: Cluster, service: str, hosts: list[str]) -> dict[str, str
     return {host: cluster.on(host, f"systemctl show -p MainPID --value gridstead-{service}").strip() for host in hosts}
 
 
-def test_a_rolling_restart_restarts_each_service_of_a_component_once(cluster: Cluster) -> None:
-    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
-    before = processes(cluster, "kafka", MASTERS)
-    output = cluster.play("-e", "component=kafka", book="rolling-restart")
-    assert restarted(output) == [("kafka", host) for host in MASTERS]
-    after = processes(cluster, "kafka", MASTERS)
-    assert all(after[host] not in ("0", before[host]) for host in MASTERS)
-
-
 def test_a_rolling_restart_of_hdfs_stops_no_namenode_but_the_one_it_restarts(cluster: Cluster) -> None:
     active, before = cluster.active_namenode(), processes(cluster, "hdfs-namenode", MASTERS)
     began = int(time.time())
-    output = cluster.play("-e", "component=hdfs", book="rolling-restart")
+    output = cluster.documented("rolling-restart", 1, kafka="hdfs")
     steps = restarted(output)
     assert [host for service, host in steps if service == "hdfs-journalnode"] == MASTERS
     namenodes = [host for service, host in steps if service == "hdfs-namenode"]
@@ -367,6 +356,15 @@ def test_a_rolling_restart_of_hdfs_stops_no_namenode_but_the_one_it_restarts(clu
         assert [line for line in ended.splitlines() if "status=143" not in line] == []
     assert all(pid != before[host] for host, pid in processes(cluster, "hdfs-namenode", MASTERS).items())
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+
+
+def test_a_rolling_restart_of_everything_while_events_arrive(cluster: Cluster, tmp_path: Path) -> None:
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+    with cluster.traffic(tmp_path, 2 * len(LOST) + 1):
+        steps = restarted(cluster.documented("rolling-restart", 0))
+    assert len(steps) == len(set(steps))
+    running = "systemctl list-units --no-legend --state=active 'gridstead-*.service' | wc -l"
+    assert len(steps) == sum(int(cluster.on(host, running)) for host in (*MASTERS, *WORKERS))
 
 
 def test_changed_configuration_restarts_one_host_after_another(cluster: Cluster) -> None:
@@ -409,7 +407,7 @@ def test_a_support_bundle_has_the_logs_and_no_secret(cluster: Cluster, tmp_path:
     note = "/etc/gridstead/kafka/note"
     cluster.on(MASTERS[0], f"echo 'somebody wrote {planted} here' > {note}")
     try:
-        cluster.play("-e", f"support_dir={tmp_path}", book="support-bundle")
+        cluster.documented("support-bundle", 0, "-e", f"support_dir={tmp_path}")
     finally:
         cluster.on(MASTERS[0], f"rm {note}")
     (bundle,) = tmp_path.iterdir()
@@ -437,38 +435,17 @@ def kafka_versions(cluster: Cluster) -> set[str]:
     return {name for host in MASTERS for name in cluster.on(host, script).split()}
 
 
-def bundle_with_kafka(version: str, directory: Path) -> Path:
-    """A bundle that has nothing but Kafka in this version, made as a site that changes artifacts/kafka/pom.xml makes it."""
-    (directory / "tools").mkdir()
-    tool = shutil.copy(ROOT / "tools" / "bundle.py", directory / "tools")
-    pom = Path(shutil.copytree(ROOT / "artifacts" / "kafka", directory / "artifacts" / "kafka")) / "pom.xml"
-    pom.write_text(re.sub(r"<version>4\.[\d.]+</version>", f"<version>{version}</version>", pom.read_text()))
-    for verb in ("lock", "build"):
-        run([sys.executable, str(tool), "--directory", str(directory / "bundle"), verb, "kafka"])
-    return directory / "bundle"
-
-
 def test_kafka_is_upgraded_and_taken_back_while_events_arrive(cluster: Cluster, tmp_path: Path) -> None:
     (before,) = kafka_versions(cluster)
     version = OTHER_KAFKA
     other = str(bundle_with_kafka(version, tmp_path))
-    path, expected, from_ms, to_ms = cluster.simulated(tmp_path, 2 * len(LOST))
-    before_it = cluster.moved()
-    with cluster.replay(path, 40) as replay:
-        try:
-            wait_until(lambda: cluster.moved() >= before_it + 100, "the replay is under way", 60)
-            env = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "GRIDSTEAD_BUNDLE": other}
-            output = run(cluster.command("-e", "component=kafka", book="upgrade"), env=env, timeout=900)
-            assert restarted(output) == [("kafka", host) for host in MASTERS]
-            assert kafka_versions(cluster) == {f"kafka_2.13-{version}"}
-            back = before.removeprefix("kafka_2.13-")
-            assert len(restarted(cluster.play("-e", "component=kafka", "-e", f"version={back}", book="upgrade"))) == 3
-            assert kafka_versions(cluster) == {before}
-            said, _ = replay.communicate(timeout=400)
-        finally:
-            replay.kill()
-    assert replay.returncode == 0, said
-    assert_served(cluster, expected, from_ms, to_ms, timeout_s=300)
+    with cluster.traffic(tmp_path, 2 * len(LOST)):
+        output = cluster.documented("upgrade", 0, **{"/path/to/the/new/bundle": other})
+        assert restarted(output) == [("kafka", host) for host in MASTERS]
+        assert kafka_versions(cluster) == {f"kafka_2.13-{version}"}
+        back = before.removeprefix("kafka_2.13-")
+        assert len(restarted(cluster.documented("upgrade", 1, **{"4.3.1": back}))) == 3
+        assert kafka_versions(cluster) == {before}
 
 
 def test_a_worker_is_added_to_the_running_cluster(cluster: Cluster) -> None:
@@ -476,7 +453,9 @@ def test_a_worker_is_added_to_the_running_cluster(cluster: Cluster) -> None:
     if NEW_WORKER not in cluster.hosts.status():
         cluster.hosts.do("create", NEW_WORKER)
     cluster.write_inventory([*WORKERS, NEW_WORKER])
-    cluster.play("-e", f"node={NEW_WORKER}", book="add-node")
+    names = {f"{NEW_WORKER}.grid.example": NEW_WORKER}
+    cluster.documented("add-node", 0, "-e", f"preflight_open_files={min(LIMIT, 65536)}", **names)
+    cluster.documented("add-node", 1, **names)
     report = cluster.on(GATEWAY, f"{HADOOP} dfsadmin -report 2>/dev/null | grep ^Live")
     assert "Live datanodes (4)" in report
     nodes = cluster.on(GATEWAY, f"{HADOOP} org.apache.hadoop.yarn.client.cli.NodeCLI -list 2>/dev/null")
@@ -499,8 +478,7 @@ def test_a_drained_worker_holds_nothing_and_is_stopped(cluster: Cluster) -> None
     cluster.on(GATEWAY, f"{local} && {HADOOP} fs -mkdir -p /tmp/many && {HADOOP} fs -put -f /tmp/many/* /tmp/many")
     held = f"DatanodeInfoWithStorage[{cluster.hosts.status()[NEW_WORKER]['address']}:"
     assert held in cluster.on(GATEWAY, places)
-    env = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "CONFIRM": NEW_WORKER}
-    run(cluster.command("-e", f"node={NEW_WORKER}", book="drain-node"), env=env, timeout=900)
+    cluster.documented("drain-node", 0, env={"CONFIRM": NEW_WORKER}, **{f"{NEW_WORKER}.grid.example": NEW_WORKER})
     for service in ("hdfs-datanode", "yarn-nodemanager"):
         state = cluster.on(NEW_WORKER, f"systemctl is-active gridstead-{service}; systemctl is-enabled gridstead-{service}; :")
         assert state.split() == ["inactive", "disabled"]
