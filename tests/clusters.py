@@ -30,6 +30,21 @@ DAY_MS = 86_400_000
 FIRST_DAY_MS = 1_262_304_000_000 + int(time.time()) % 3000 * DAY_MS
 """From 2010-01-01 on. Each case has days of its own, and each session others, as kept hosts have seen those of the last."""
 
+SMALL = {
+    "elasticsearch_heap": "512m",
+    "kafka_heap": "320m",
+    "activemq_heap": "256m",
+    "hdfs_namenode_heap": "160m",
+    "hdfs_datanode_heap": "128m",
+    "hdfs_journalnode_heap": "96m",
+    "hdfs_zkfc_heap": "64m",
+    "zookeeper_heap": "64m",
+    "yarn_resourcemanager_heap": "192m",
+    "yarn_nodemanager_heap": "160m",
+    "yarn_nodemanager_memory_mb": 2048,
+}
+"""What makes six hosts fit into 12 GiB."""
+
 LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import documented
 from appliance import ROOT, run, wait_until
-from clusters import GRIDSTEAD, HADOOP, LIMIT, HostedCluster, bundle_with_kafka, open_files_missing, pretend_open_files
+from clusters import GRIDSTEAD, HADOOP, LIMIT, SMALL, HostedCluster, bundle_with_kafka, open_files_missing, pretend_open_files
 from hosts import Hosts, changed, missing
 from support_bundle import texts_of
 
@@ -36,22 +36,6 @@ NEW_WORKER = "w4"
 OTHER_KAFKA = "4.3.0"  # another than the bundle's
 RECOVERY_S = 45  # events go on for so long after a loss at the least
 CUT_S = 120  # how long a host is cut off at the least
-SETTINGS = {
-    "elasticsearch_heap": "512m",
-    "kafka_heap": "320m",
-    "activemq_heap": "256m",
-    "hdfs_namenode_heap": "160m",
-    "hdfs_datanode_heap": "128m",
-    "hdfs_journalnode_heap": "96m",
-    "hdfs_zkfc_heap": "64m",
-    "zookeeper_heap": "64m",
-    "yarn_resourcemanager_heap": "192m",
-    "yarn_nodemanager_heap": "160m",
-    "yarn_nodemanager_memory_mb": 2048,
-}
-"""What makes six hosts fit into 12 GiB."""
-
-
 MYSITE = "inventories/mysite"
 
 
@@ -61,7 +45,7 @@ class Cluster(HostedCluster):
     def __init__(self, hosts: Hosts) -> None:
         super().__init__(hosts, *GATEWAYS)
         self.site = hosts.directory / "site"  # beside the inventory Ansible keeps the site's passwords; only hosts.json is an inventory
-        self.settings: dict[str, Any] = {**SETTINGS}
+        self.settings: dict[str, Any] = {**SMALL}
 
     @property
     def inventory(self) -> Path:
