@@ -10,7 +10,7 @@ short_description: Wait until the cluster could lose a host
 description:
   - Passes when ZooKeeper has a leader that all others follow, no block of HDFS is missing or under-replicated, every JournalNode has all of
     the journal, no partition of Kafka is under-replicated, no shard of Elasticsearch is unassigned, the NameNodes, the ResourceManagers and
-    the message brokers each have one active and otherwise standbys, and the pipeline is healthy.
+    the message brokers each have one active and otherwise standbys, and the pipeline is healthy on every gateway.
   - Runs on a host that has the distribution C(gridstead), the gateway, and reads there how the services are reached. Changes nothing.
 options:
   etc_dir: {description: Directory of the configuration., type: path, default: /etc/gridstead}
@@ -24,6 +24,7 @@ options:
   timeout: {description: Seconds to wait; with 0 it looks once and only reports., type: int, default: 300}
   datanodes: {description: Addresses of the DataNodes that must be in service., type: list, elements: str, default: []}
   nodemanagers: {description: NodeManagers that must be active., type: int, default: 1}
+  gateways: {description: Addresses of the hosts that run the pipeline; without them this host alone., type: list, elements: str, default: []}
   drained: {description: Address of a host whose DataNode must have handed everything over and may then be down., type: str}
 author: [Gridstead]
 """
@@ -48,6 +49,7 @@ import re
 import socket
 import sys
 import time
+import urllib.parse
 import urllib.request
 import xml.etree.ElementTree as ET
 
@@ -309,14 +311,18 @@ class Gate:
                     raise
 
     def pipeline(self):
-        """Ask the gateway's own daemons for their health."""
+        """Ask the daemons of every gateway for their health; those that one of them runs tell who stands by."""
         _config, loaded = self.config()
         for service in loaded.services:
-            if service.role in ("collector", "bridge", "analytics"):
+            if service.role not in ("collector", "bridge", "analytics"):
+                continue
+            own = urllib.parse.urlsplit(service.url)
+            for host in self.parameters["gateways"] or [own.hostname]:
                 try:
-                    fetch(service.url)
+                    if not fetch(own._replace(netloc="%s:%d" % (host, own.port)).geturl()).get("standby"):
+                        self.seen["active"].setdefault(service.name, []).append(host)
                 except (OSError, ValueError) as error:
-                    self.troubles.append("%s is not well (%s)" % (service.name, error))
+                    self.troubles.append("%s on %s is not well (%s)" % (service.name, host, error))
 
 
 def main():
@@ -329,6 +335,7 @@ def main():
             "timeout": {"type": "int", "default": 300},
             "datanodes": {"type": "list", "elements": "str", "default": []},
             "nodemanagers": {"type": "int", "default": 1},
+            "gateways": {"type": "list", "elements": "str", "default": []},
             "drained": {"type": "str"},
         },
         supports_check_mode=True,

@@ -50,10 +50,10 @@ class Stall(threading.Thread):
     What keeps the count from being read, as OSError, ValueError or the end of a command, is an absence like others.
     """
 
-    def __init__(self, count: Callable[[], int], over: threading.Event, whole: int | None = None) -> None:
-        """Look, once started, until ``over``, or until the count has reached the ``whole``."""
+    def __init__(self, count: Callable[[], int], over: threading.Event) -> None:
+        """Look, once started, until ``over``."""
         super().__init__(daemon=True)
-        self._count, self._over, self._whole = count, over, whole
+        self._count, self._over = count, over
         self.seen = 0
         self.longest_s = 0.0
 
@@ -69,8 +69,6 @@ class Stall(threading.Thread):
             if count > self.seen:
                 self.seen, grown = count, now
             self.longest_s = max(self.longest_s, now - grown)
-            if self._whole is not None and count >= self._whole:
-                return
 
 
 @dataclasses.dataclass

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from appliance import ROOT, STATISTICS, Appliance, Stall, Statistics, assert_served, run, wait_until
 from gridstead import sources
-from gridstead.cli.session import EXIT_INTERRUPTED
 from gridstead.pseudonyms import Pseudonyms
 from gridstead.simulate import AccessSimulation
 from hosts import Hosts
@@ -83,6 +84,23 @@ def bundle_with_kafka(version: str, directory: Path) -> Path:
     return directory / "bundle"
 
 
+@dataclass(frozen=True)
+class Simulated:
+    """Records in a file of a gateway, and the range of the bins of their statistics."""
+
+    path: str
+    records: Callable[[], Iterable[dict[str, Any]]]
+    pseudonyms: Pseudonyms
+    from_ms: int
+    to_ms: int
+
+    def expected(self, sent: int | None = None) -> Statistics:
+        """The statistics of the first so many records, or of all."""
+        now = int(time.time() * 1000)
+        came = islice(self.records(), sent)
+        return oracle_statistics(distinct(self.pseudonyms.protect(sources.normalise(record, received_ms=now)) for record in came))
+
+
 class HostedCluster(Appliance):
     """A cluster whose gateway is a host of a lab. Elasticsearch is asked from there, whichever node answers."""
 
@@ -121,14 +139,15 @@ class HostedCluster(Appliance):
         """How many messages the gateways' bridges are known to have moved to Kafka."""
         there = self.hosts.status()
         for gateway, moved in self._moved.items():
-            with suppress(OSError, ValueError, subprocess.SubprocessError):
-                count = json.loads(self.on(gateway, f"{PYTHON_GET} http://{there[gateway]['address']}:9942/metrics.json"))["moved"]
+            script = f"{PYTHON_GET} http://{there[gateway]['address']}:9942/metrics.json"
+            with suppress(ValueError, subprocess.TimeoutExpired):
+                count = json.loads(self.hosts.attempt("exec", gateway, "--", "sh", "-c", script).stdout)["moved"]
                 moved[:] = [moved[0] + (moved[1] if count < moved[1] else 0), count]
         return sum(map(sum, self._moved.values()))
 
-    def replay(self, path: str, rate: int, timeout_s: int = 600, *options: str) -> subprocess.Popen[str]:
+    def replay(self, path: str, rate: int, timeout_s: int = 600) -> subprocess.Popen[str]:
         """Start to replay a file of the gateway."""
-        words = ["replay", path, "--rate", str(rate), "--timeout", str(timeout_s), *options]
+        words = ["replay", path, "--rate", str(rate), "--timeout", str(timeout_s)]
         command = self.hosts.command("exec", self.gateway, "--", GRIDSTEAD, *words)
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -139,55 +158,61 @@ class HostedCluster(Appliance):
         return int(page.get("aggregations", {}).get("all", {}).get("value", 0))
 
     @contextmanager
-    def traffic(self, directory: Path, case: int, rate: int = 1000, events: int = 16_000) -> Iterator[None]:
-        """Replay events at ``rate`` a second, again and again, as long as the block takes; then the statistics must be exact.
+    def traffic(self, directory: Path, case: int, events: int, rate: int = 1000) -> Iterator[None]:
+        """Replay events at ``rate`` a second as long as the block takes; then the statistics must be exactly those of what was sent.
 
-        Prints for how long nothing reached Kafka, and for how long no new event of the first round was served.
+        ``events`` are enough for the block. Each is sent once, beside the simulation's own duplicates. Prints for how long nothing
+        reached Kafka, and for how long no further event was served.
         """
-        path, expected, from_ms, to_ms = self.simulated(directory, case, events)
-        column = STATISTICS["transfers"].values.index("finished")
-        served = sum(values[column] for values in expected["transfers"].values())
+        simulated = self.simulated(directory, case, events)
         before, over = self.moved(), threading.Event()
         stalls = {
             "reached Kafka": Stall(self.moved, over),
-            "was served": Stall(lambda: self.finished(from_ms, to_ms), over, served),
+            "was served": Stall(lambda: self.finished(simulated.from_ms, simulated.to_ms), over),
         }
-        with self.replay(path, rate, 600, "--repeat", "100000") as replay:
+        with self.replay(simulated.path, rate) as replay:
             try:
                 wait_until(lambda: self.moved() >= before + rate, "the replay is under way", 120)
                 for stall in stalls.values():
                     stall.start()
                 yield
-                assert replay.poll() is None, replay.communicate()[0]
-                wait_until(lambda: self.moved() >= before + events, "every event was sent once", 600)
-                self.on(self.gateway, "pkill -INT -f 'gridstead.*replay'")
-                said, _ = replay.communicate(timeout=300)
+                assert replay.poll() is None, f"ended before its time: {replay.communicate()[0]}"
+                self.on(self.gateway, "pkill -f '[g]ridstead.* replay'")
+                said, _ = replay.communicate(timeout=120)
+                sent = int(re.search(r"^Sent ([\d,]+) messages.*interrupted", said, re.MULTILINE)[1].replace(",", ""))
+                ended = time.monotonic()
+                expected = simulated.expected(sent)
+                column = STATISTICS["transfers"].values.index("finished")
+                finished = sum(values[column] for values in expected["transfers"].values())
+                wait_until(lambda: self.finished(simulated.from_ms, simulated.to_ms) >= finished, "as many are served", 600)
+                print(f"\n{sent} events were sent; the last was served {time.monotonic() - ended:.0f} s after it was sent")
             finally:
                 replay.kill()
                 over.set()
-        assert replay.returncode == EXIT_INTERRUPTED, said
-        ended = time.monotonic()
-        assert_served(self, expected, from_ms, to_ms, timeout_s=400)
-        print(f"\n{said.strip().splitlines()[-1]} All statistics exact {time.monotonic() - ended:.0f} s later")
         for what, stall in stalls.items():
             stall.join()
             print(f"nothing {what} for {stall.longest_s:.0f} s at the most")
+        assert_served(self, expected, simulated.from_ms, simulated.to_ms, timeout_s=300)
 
     def live_datanodes(self) -> int:
         """How many DataNodes the NameNode has heard of lately."""
         report = self.on(self.gateway, f"{HADOOP} dfsadmin -report 2>/dev/null | grep ^Live || :")
         return int("".join(re.findall(r"\((\d+)\)", report)) or 0)
 
-    def simulated(self, directory: Path, case: int, events: int = 8000) -> tuple[str, Statistics, int, int]:
-        """A file of records with duplicates on the gateway, the statistics expected of them, and the range of their bins."""
+    def simulated(self, directory: Path, case: int, events: int = 8000) -> Simulated:
+        """A file of records with duplicates on the gateway. Their times are in six hours of a day of the case's own."""
         start_ms = FIRST_DAY_MS + 10 * case * DAY_MS
-        records = list(AccessSimulation(seed=case, events=events, start_ms=start_ms, span_s=86_400, future=0.0, duplicates=0.1))
+
+        def records() -> Iterator[dict[str, Any]]:
+            return iter(AccessSimulation(seed=case, events=events, start_ms=start_ms, span_s=21_600, future=0.0, duplicates=0.1))
+
         path = f"/tmp/events-{case}.jsonl"
         command = self.hosts.command("exec", self.gateway, "--", "sh", "-c", f"cat > {path}")
-        subprocess.run(command, input="".join(json.dumps(record) + "\n" for record in records), text=True, check=True, timeout=60)
+        with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as writing:
+            assert writing.stdin is not None
+            writing.stdin.writelines(json.dumps(record) + "\n" for record in records())
+        assert writing.returncode == 0
         keys = directory / "keys"
         keys.touch(mode=0o600)
         keys.write_text(self.on(self.gateway, "cat /etc/gridstead/pseudonyms/keys"))
-        pseudonyms = Pseudonyms(keys)
-        protected = [pseudonyms.protect(sources.normalise(record, received_ms=int(time.time() * 1000))) for record in records]
-        return path, oracle_statistics(distinct(protected)), start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1
+        return Simulated(path, records, Pseudonyms(keys), start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from appliance import Statistics, assert_served, wait_until
+from appliance import assert_served, wait_until
 from aws import ROOT, Aws, Run
 from census import census, names, nodes
 from clusters import HADOOP, HostedCluster, open_files_missing
@@ -133,10 +133,9 @@ def site(aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def arriving(site: Site, directory: Path, case: int, rate: int = 20) -> Iterator[None]:
     """Events arrive while something is done; afterwards the statistics of all of them must be served, exactly."""
     cluster = site.cluster
-    expected: Statistics
-    path, expected, from_ms, to_ms = cluster.simulated(directory, case)
+    simulated = cluster.simulated(directory, case)
     before = cluster.moved()
-    with cluster.replay(path, rate, 1500) as replay:
+    with cluster.replay(simulated.path, rate, 1500) as replay:
         try:
             wait_until(lambda: cluster.moved() >= before + 5 * rate, "events arrive", 120)
             yield
@@ -145,7 +144,7 @@ def arriving(site: Site, directory: Path, case: int, rate: int = 20) -> Iterator
             replay.kill()
     assert replay.returncode == 0, output
     started = time.monotonic()
-    assert_served(cluster, expected, from_ms, to_ms, timeout_s=400)
+    assert_served(cluster, simulated.expected(), simulated.from_ms, simulated.to_ms, timeout_s=400)
     print(f"all statistics of events that arrived meanwhile are exact {time.monotonic() - started:.0f} s after the last")
 
 

@@ -19,7 +19,6 @@ import pytest
 
 from appliance import ROOT, run, wait_until
 from appliance_files import free_ports, write_appliance
-from gridstead.failover import PATIENCE
 
 BUNDLE = Path(os.environ.get("GRIDSTEAD_BUNDLE", ROOT / "bundle"))
 SESSION_S = 4
@@ -212,7 +211,7 @@ def test_without_zookeeper_nobody_runs_it_and_afterwards_one_does(gateways: list
     began = time.monotonic()
     try:
         assert one.process.wait(SESSION_S + 4) == 1
-        assert time.monotonic() - began > 0.8 * SESSION_S / PATIENCE  # a server that is soon back makes nobody stop
+        assert time.monotonic() - began > 0.7 * SESSION_S  # a server that is back by then makes nobody stop
         assert not Path(f"/proc/{command}").exists()
         assert two.page("health") == (503, {"healthy": False, "reason": "ZooKeeper is out of reach"})
         assert two.page("metrics.json")[0] == 503
@@ -229,13 +228,11 @@ def test_without_zookeeper_nobody_runs_it_and_afterwards_one_does(gateways: list
     assert [what for what, _name, _at in notes(gateways)] == ["begin", "begin"]
 
 
-def test_it_goes_on_while_a_server_of_zookeeper_restarts(gateways: list[Gateway], server: ZooKeeper) -> None:
+def test_it_goes_on_while_zookeeper_restarts(gateways: list[Gateway], server: ZooKeeper) -> None:
     one, two = gateways
     command = one.page("metrics.json")[1]["pid"]
-    assert server.process is not None
-    server.process.send_signal(signal.SIGSTOP)
-    time.sleep(SESSION_S / 4)
-    server.process.send_signal(signal.SIGCONT)
+    server.stop()
+    server.start()
     time.sleep(2 * SESSION_S)  # were the session at an end, all would be over by now
     assert one.leads() and one.page("metrics.json")[1]["pid"] == command and two.stands_by()
 

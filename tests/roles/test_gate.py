@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gridstead import config
+from gridstead.collector.status import serve
 from role_files import ROOT
 
 spec = importlib.util.spec_from_file_location("gridstead_gate", ROOT / "library" / "gridstead_gate.py")
@@ -37,6 +40,30 @@ def test_three_equal_servers_of_zookeeper_need_one_leader() -> None:
     assert gate.judge_ensemble({"a": "leader", "b": "follower", "c": "silent (refused)"}) == ["ZooKeeper on c is silent (refused)"]
     assert gate.judge_ensemble({"a": "follower", "b": "follower", "c": "follower"}) == ["ZooKeeper: 0 servers lead"]
     assert len(gate.judge_ensemble({"a": "standalone", "b": "standalone", "c": "standalone"})) == 4
+
+
+PAGES = {  # of the stream: of the gateway that runs it, of one that stands by, of one that is not well
+    "127.0.0.2": (200, {"healthy": True}),
+    "127.0.0.3": (200, {"healthy": True, "standby": "127.0.0.2:1"}),
+    "127.0.0.4": (503, {"healthy": False}),
+}
+
+
+@pytest.mark.parametrize(("gateways", "troubled"), [(["127.0.0.2", "127.0.0.3"], []), (["127.0.0.3", "127.0.0.4"], ["127.0.0.4"])])
+def test_the_pipeline_is_asked_on_every_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateways: list[str], troubled: list[str]
+) -> None:
+    port = unused_port()
+    servers = [serve(host, port, {"/health": lambda page=page: page}) for host, page in PAGES.items()]
+    service = config.Service(name="stream", role="analytics", check="http", url=f"http://127.0.0.3:{port}/health", log="/")
+    monkeypatch.setattr(gate.Gate, "config", lambda _self: (config, SimpleNamespace(services=[service])))
+    look = gate.Gate({"etc_dir": str(tmp_path), "parts": ["pipeline"], "gateways": gateways})
+    look.look()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+    assert [trouble.split(" is not well")[0] for trouble in look.troubles] == [f"stream on {host}" for host in troubled]
+    assert look.seen["active"] == ({} if troubled else {"stream": ["127.0.0.2"]})
 
 
 def test_a_cluster_of_one_master_waits_for_no_zookeeper(tmp_path: Path) -> None:

@@ -86,5 +86,24 @@ def test_keys_that_contradict_each_other_are_refused_and_left_alone(site: Path) 
         add_key(site / name / "keys")
     before = keys(site)
     code, said = play(site)
-    assert code != 0 and "1 keys of the pseudonyms are on one gateway and not on the one that has most" in " ".join(said.split()), said
+    assert code != 0 and "Gateways have not the same keys 1 of the pseudonyms" in " ".join(said.split()), said
     assert keys(site) == before
+
+
+def test_a_key_that_was_forgotten_on_one_gateway_does_not_come_back(site: Path) -> None:
+    assert play(site)[0] == 0
+    add_key(site / "one" / "keys")
+    assert play(site)[0] == 0
+    path = site / "one" / "keys"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith("1 ")))
+    before = keys(site)
+    code, said = play(site)
+    assert code != 0 and "not the same keys 1 of" in " ".join(said.split()) and keys(site) == before, said
+
+
+def test_no_first_key_is_made_while_the_other_gateway_may_have_one(site: Path) -> None:
+    assert play(site)[0] == 0
+    (site / "two" / "keys").unlink()
+    code, said = play(site, "--limit", "two")
+    assert code != 0 and "and one may have some" in " ".join(said.split()) and len(keys(site)) == 1, said
+    assert play(site)[0] == 0 and len(set(keys(site))) == 1 and len(keys(site)) == 2

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pyspark.sql import SparkSession
 
 from archive_log import DAY_MS, Log
@@ -54,6 +56,7 @@ class Application:
         self.spark, self.log, self.directory = spark, log, directory
         self.store = MemoryStore()
         self.follower: Follower | None = None
+        self.horizon_ms = HORIZON_MS
         self.starts = 0
 
     def index_files(self) -> list[Path]:
@@ -63,7 +66,7 @@ class Application:
         self.starts += 1
         writer = Writer(self.store, f"w{self.starts}", "test", cache_documents=50)
         increments = Increments(self.spark, self.log.root)
-        return Follower(self.spark, increments, writer, self.directory / "identity.sqlite", HORIZON_MS, BIN_MS, MAX_BINS)
+        return Follower(self.spark, increments, writer, self.directory / "identity.sqlite", self.horizon_ms, BIN_MS, MAX_BINS)
 
     def follow(self, committed: Positions) -> None:
         """Take everything that is committed; a kill leaves it where it is."""
@@ -126,6 +129,34 @@ def test_the_stream_killed_anywhere_equals_the_batch_and_duckdb(spark: SparkSess
 
 def _in_order(events: list[dict[str, Any]], partition: int) -> list[dict[str, Any]]:
     return [event for event in events if int(access_of(event["event_id"]), 16) % 2 == partition]
+
+
+@pytest.mark.parametrize(("horizon_ms", "anew"), [(0, True), (HORIZON_MS, False)])
+def test_an_index_that_stood_by_for_longer_than_its_horizon_is_made_anew(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture, horizon_ms: int, anew: bool
+) -> None:
+    log = Log(spark, tmp_path)
+    events = list(made_events(5, 90))
+    gateways = [tmp_path / name for name in ("one", "two")]
+    store = MemoryStore()
+    for number, directory in enumerate([gateways[0], gateways[1], gateways[1], gateways[0]]):
+        directory.mkdir(exist_ok=True)
+        if number < 3:  # then the first leads again, and there is nothing new
+            for event in events[30 * number : 30 * number + 30]:
+                log.add(event, partition=int(access_of(event["event_id"]), 16) % 2)
+            batch = log.plan()
+            manifest = log.writer().write_batch(log.frame(batch), batch)
+        application = Application(spark, log, directory)
+        application.store, application.horizon_ms = store, HORIZON_MS if number < 3 else horizon_ms
+        caplog.clear()
+        with caplog.at_level("INFO", logger="gridstead.follower"):
+            application.follow(manifest.positions)
+        assert application.follower is not None
+        application.follower.close()
+    assert ("older than its horizon" in caplog.text) is anew
+    (learnt,) = re.findall(r"learnt (\d+) events of the archive", caplog.text)
+    assert (int(learnt) < 60) is anew  # the two commits that it had missed, or less
+    assert application.served() == oracle_statistics(distinct(events[:90]))
 
 
 def test_a_batch_below_a_cut_counts_what_the_stream_had_served_there(spark: SparkSession, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ class Failover:
     """
 
     zookeeper: tuple[str, ...] = _key((), addresses=True)
-    session_s: int = _key(15, at_least=4, at_most=40)
+    session_s: int = _key(30, at_least=4, at_most=40)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from kazoo.client import KazooClient
-from kazoo.exceptions import KazooException
-from kazoo.protocol.states import KazooState
+from kazoo.exceptions import KazooException, LockTimeout
+from kazoo.handlers.threading import SequentialThreadingHandler
 from kazoo.recipe.lock import Lock
 from kazoo.retry import KazooRetry
 
@@ -36,13 +36,26 @@ from gridstead.daemon import EXIT_CONFIG, log_to_stderr
 
 SECTIONS = ("stream", "schedule")
 LOOK_S = 0.2
-PATIENCE = 4
-"""A holder without a connection waits for this part of a session. Up to two thirds have passed by then: kazoo notices a
-silent server after so long (kazoo.protocol.connection, read timeout)."""
+PATIENCE = 0.85
+"""A holder of whom ZooKeeper has not heard for this part of a session gives up; the rest is for killing the command."""
+ASKED_A_SESSION = 8
+CONNECT_S = 2.0
+"""A server that does not take a connection for so long is passed over: kazoo would wait for a whole session."""
+QUEUE_S = 600.0
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+"""What is before a command that must not outlive this process (util-linux)."""
 NOTE_S = 30.0
 GRACE_S = 3.0
 
 log = logging.getLogger("gridstead.failover")
+
+
+class Handler(SequentialThreadingHandler):
+    """kazoo's handler of threads, but impatient with servers that do not answer."""
+
+    def create_connection(self, *arguments: Any, **options: Any) -> Any:
+        """Connect to a server; raises OSError."""
+        return super().create_connection(*arguments, **{**options, "timeout": CONNECT_S})
 
 
 class Connection:
@@ -51,38 +64,66 @@ class Connection:
     def __init__(self, config: Config) -> None:
         """Begin to connect; returns at once."""
         self._session_s = config.failover.session_s
-        self._silent_since: float | None = None
         forever = KazooRetry(max_tries=-1, delay=0.2, max_delay=2.0)
         hosts = ",".join(config.failover.zookeeper)
-        self.client = KazooClient(hosts=hosts, timeout=self._session_s, connection_retry=forever)
-        self.client.add_listener(self._heard)
+        self.client = KazooClient(hosts, self._session_s, handler=Handler(), connection_retry=forever)
         self.client.start_async()
-
-    def _heard(self, state: str) -> None:
-        self._silent_since = None if state == KazooState.CONNECTED else time.monotonic()
 
     @property
     def connected(self) -> bool:
         """Whether a server of ZooKeeper answers."""
         return bool(self.client.connected)
 
-    def holds(self, lock: Lock) -> int | None:
-        """Number of the session in force if the lock's node is its own, else None. Raises KazooException."""
-        identity = self.client.client_id
-        node = self.client.exists(f"{lock.path}/{lock.node}")
-        return identity[0] if identity and node is not None and node.ephemeralOwner == identity[0] else None
-
-    def ended(self, session: int) -> bool:
-        """Whether this session has ended, or may do so before long."""
-        identity, silent = self.client.client_id, self._silent_since  # None while there is no connection
-        if identity is not None and identity[0] != session:
-            return True
-        return silent is not None and time.monotonic() - silent > self._session_s / PATIENCE
-
     def close(self) -> None:
-        """End the session, and with it the lock."""
-        self.client.stop()
-        self.client.close()
+        """End the session, and with it the lock; without a connection it ends by itself."""
+        if self.connected:
+            self.client.stop()
+            self.client.close()
+
+
+class Tenure:
+    """A lock that is held, asked for again and again.
+
+    ZooKeeper ends a session ``session_s`` after it heard of it last, so not before that time after a question was sent
+    that it has answered. Until shortly before then nobody else can hold the lock, whatever happens to connections: a
+    server, or the whole ensemble, may be away for so long.
+    """
+
+    def __init__(self, connection: Connection, lock: Lock, session_s: float) -> None:
+        """``lock`` has just been acquired."""
+        self._client = connection.client
+        self._path = f"{lock.path}/{lock.node}"
+        self._session_s = session_s
+        self._confirmed = float("-inf")
+        self._asked: float | None = None
+        self._gone = False
+
+    def ask(self) -> None:
+        """Ask ZooKeeper for the lock, unless it was asked lately or still owes the answer; returns at once."""
+        now = time.monotonic()
+        if self._asked is None and now - self._confirmed > self._session_s / ASKED_A_SESSION:
+            self._asked = now
+            self._client.exists_async(self._path).rawlink(self._answered)
+
+    def _answered(self, answer: Any) -> None:
+        asked, self._asked = self._asked, None
+        identity = self._client.client_id
+        if answer.exception is not None or asked is None or identity is None:
+            return
+        if answer.value is None or answer.value.ephemeralOwner != identity[0]:
+            self._gone = True
+        else:
+            self._confirmed = asked
+
+    @property
+    def begun(self) -> bool:
+        """Whether ZooKeeper has confirmed it once."""
+        return self._confirmed > 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether another may hold the lock, or may do so before long."""
+        return self._gone or time.monotonic() - self._confirmed > self._session_s * PATIENCE
 
 
 class Candidate:
@@ -99,19 +140,24 @@ class Candidate:
         self._stopping = False
         self._connection: Connection
         self._lock: Lock
-        self._session: int | None = None
+        self._tenure: Tenure | None = None
 
     def stop(self) -> None:
         """End :meth:`run`, and the command; called in a signal handler."""
         self._stopping = True
 
     def run(self) -> int:
-        """Stand by until elected, then run the command; returns its exit code, 0 if stopped, 1 if the lock was lost."""
+        """Stand by until elected, then run the command; returns its exit code, 0 if stopped, 1 if the lock was lost.
+
+        What goes wrong with the election ends it with 1 too: its supervisor starts it again, with another session.
+        """
         self._connection = Connection(self._config)
         self._lock = self._connection.client.Lock(self._path, self._address)
         try:
             self._stand_by()
-            return 0 if self._session is None else self._lead(self._session)
+            if self._tenure is None:
+                return 0 if self._stopping else 1
+            return self._lead(self._tenure)
         finally:
             self._connection.close()
 
@@ -133,35 +179,49 @@ class Candidate:
             server.shutdown()
             server.server_close()
         if self._stopping:
-            self._session = None
+            self._tenure = None
             self._lock.cancel()
 
     def _elect(self) -> None:
-        """The thread of a standby: queue for the lock until it is held, whatever happens to the connection."""
-        while not self._stopping:
-            if self._connection.connected:
-                try:
-                    if self._lock.acquire():
-                        self._session = self._connection.holds(self._lock)
-                        if self._session is not None:
-                            return
-                except KazooException as error:
-                    log.info("the election begins anew: %s", type(error).__name__)
-                self._lock = self._connection.client.Lock(self._path, self._address)
+        """The thread of a standby: queue for the lock until it is held; also where it ends without, all is over."""
+        while not self._connection.connected:
+            if self._stopping:
+                return
             time.sleep(LOOK_S)
+        while not self._stopping:
+            try:
+                if self._lock.acquire(timeout=QUEUE_S):
+                    self._take()
+                return
+            except LockTimeout:
+                continue  # into the queue again: kazoo waits longer and longer after each lost connection of one call
+            except KazooException as error:
+                log.warning("the election begins anew: %s", type(error).__name__)
+                return
 
-    def _lead(self, session: int) -> int:
+    def _take(self) -> None:
+        """Begin the tenure, if the lock is this session's own: it may have ended and begun again meanwhile."""
+        tenure = Tenure(self._connection, self._lock, self._config.failover.session_s)
+        until = time.monotonic() + self._config.failover.session_s
+        while time.monotonic() < until and not tenure.begun:
+            tenure.ask()
+            time.sleep(LOOK_S / 10)
+        if tenure.begun and not tenure.ended:
+            self._tenure = tenure
+
+    def _lead(self, tenure: Tenure) -> int:
         """Run the command for as long as the lock is held."""
         log.info("%s is elected and runs %s", self._address, self._command[0])
-        child = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
+        child = subprocess.Popen([*DIES_WITH_US, *self._command], stdin=subprocess.DEVNULL, start_new_session=True)
         told = False
         try:
             while (code := child.poll()) is None:
                 time.sleep(LOOK_S)
+                tenure.ask()
                 if self._stopping and not told:
                     told = True
                     os.killpg(child.pid, signal.SIGTERM)
-                if self._connection.ended(session):
+                if tenure.ended:
                     log.error("ZooKeeper is out of reach, so another may be elected: the command is killed")
                     return 1
         finally:
@@ -183,6 +243,8 @@ class Candidate:
         holder = self._holder() if self._connection.connected else ""
         if not holder:
             return 503, {"healthy": False, "reason": "ZooKeeper is out of reach"}
+        if holder == self._address:
+            return 503, {"healthy": False, "reason": "is about to begin"}
         return 200, {"healthy": True, "standby": holder}
 
     def metrics(self) -> Answer:

@@ -128,7 +128,13 @@ class Follower:
         if is_beyond(self._index.upto, done):
             log.info("the identity index is ahead of what is served: it is made anew from the archive")
             self._index.clear()
-        start = self._index.upto or self._increments.reaching_back(done, horizon_ms)
+        start = self._index.upto
+        if is_beyond(done, start):
+            oldest = self._increments.reaching_back(done, horizon_ms)
+            if start and is_beyond(oldest, start):  # of a gateway that has stood by for longer
+                log.info("the identity index is older than its horizon: it is made anew from the archive")
+                self._index.clear()
+            start = self._index.upto or oldest
         began, rows = time.monotonic(), 0
         while is_beyond(done, start):
             upto = reachable(start, done, ROWS_AT_ONCE)

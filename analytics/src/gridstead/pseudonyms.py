@@ -73,6 +73,9 @@ def add_key(path: Path, *, only_first: bool = False) -> int:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(path.parent / f".{path.name}.lock", "w", encoding="ascii") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.geteuid() == 0:  # root adds keys for the collector's user, who owns the directory
+                owner = path.parent.stat()
+                os.fchown(lock.fileno(), owner.st_uid, owner.st_gid)
             keys = read_keys(path) if path.exists() else {}
             if keys and only_first:
                 return max(keys)

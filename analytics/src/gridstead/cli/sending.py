@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -222,12 +223,14 @@ class Sent:
 
 
 def send_all(streams: Iterable[tuple[Sink, Iterator[bytes]]], pace: Pace, meter: Meter) -> Sent:
-    """Send streams of messages, one after the other, each to its sink; an interrupt ends it, and what was sent counts.
+    """Send streams of messages, one after the other, each to its sink.
 
+    SIGINT or SIGTERM ends it; what was sent counts.
     Raises SendError or BrokerError where a receiver is away for too long.
     """
     sinks: list[Sink] = []
     interrupted = False
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     with meter:
         try:
             for sink, stream in streams:
@@ -242,5 +245,7 @@ def send_all(streams: Iterable[tuple[Sink, Iterator[bytes]]], pace: Pace, meter:
             interrupted = True
             for sink in sinks:
                 sink.finish()
+        finally:
+            signal.signal(signal.SIGTERM, before)
     messages, size, resent = (sum(getattr(sink, name) for sink in sinks) for name in ("sent", "sent_bytes", "resent"))
     return Sent(messages, size, resent, meter.seconds, interrupted)
