@@ -165,10 +165,10 @@ class HostedCluster(Appliance):
         reached Kafka, and for how long no further event was served.
         """
         simulated = self.simulated(directory, case, events)
-        before, over = self.moved(), threading.Event()
+        before, sending_over, all_over = self.moved(), threading.Event(), threading.Event()
         stalls = {
-            "reached Kafka": Stall(self.moved, over),
-            "was served": Stall(lambda: self.finished(simulated.from_ms, simulated.to_ms), over),
+            "reached Kafka": Stall(self.moved, sending_over),
+            "was served": Stall(lambda: self.finished(simulated.from_ms, simulated.to_ms), all_over),
         }
         with self.replay(simulated.path, rate) as replay:
             try:
@@ -179,6 +179,7 @@ class HostedCluster(Appliance):
                 assert replay.poll() is None, f"ended before its time: {replay.communicate()[0]}"
                 self.on(self.gateway, "pkill -f '[g]ridstead.* replay'")
                 said, _ = replay.communicate(timeout=120)
+                sending_over.set()
                 sent = int(re.search(r"^Sent ([\d,]+) messages.*interrupted", said, re.MULTILINE)[1].replace(",", ""))
                 ended = time.monotonic()
                 expected = simulated.expected(sent)
@@ -188,7 +189,8 @@ class HostedCluster(Appliance):
                 print(f"\n{sent} events were sent; the last was served {time.monotonic() - ended:.0f} s after it was sent")
             finally:
                 replay.kill()
-                over.set()
+                sending_over.set()
+                all_over.set()
         for what, stall in stalls.items():
             stall.join()
             print(f"nothing {what} for {stall.longest_s:.0f} s at the most")

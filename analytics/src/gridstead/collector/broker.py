@@ -2,8 +2,9 @@
 
 Sender: a batch is one STOMP transaction with a receipt on COMMIT; its rows are deleted after the receipt. If the
 connection breaks in between, the batch is sent again: the broker may get it twice, never in part (the identity makes
-that harmless). Input: messages are acknowledged (cumulatively) after the store has committed them. Both reconnect for
-ever, and log once a change of state.
+that harmless). Input: messages are acknowledged (cumulatively) once the broker has the events made of them: until then
+they are the broker's, and if this host is lost another collector gets them. Both reconnect for ever, and log once a
+change of state.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,10 +37,12 @@ RECEIPT_TIMEOUT_S = 60.0
 BATCH_ROWS = 1000
 BATCH_BYTES = 2 << 20
 INPUT_BATCH = 500
-INPUT_WINDOW_BYTES = 1 << 20
+INPUT_WINDOW_BYTES = 4 << 20
 """Bytes the broker may send ahead of our acknowledgements: with the queue full nothing is acknowledged, and it
-stops.
+stops. They have to last for the way of a message through the store and back to the broker.
 """
+ACKNOWLEDGE_S = 3.0
+"""How long a stop waits for the events of messages that were taken; later they would only come again."""
 
 
 class LinkError(Exception):
@@ -313,8 +317,10 @@ class Input(_Reconnecting):
     def work(self, link: _Link) -> None:
         """Take messages until stopped. With the queue full, or the disk, nothing is taken and the broker holds them."""
         frames: list[Frame] = []
+        taken: deque[tuple[int, str]] = deque()
         while not self._stop.is_set():
             link.check()
+            self._acknowledge(link, taken)
             if self._store.full:
                 if not self.waiting:
                     log.error("input: the queue is full: leaving messages with the broker")
@@ -334,14 +340,28 @@ class Input(_Reconnecting):
                 log.error("input: cannot write %s (%s); trying again", self._store.path, error)
                 self._stop.wait(1)
                 continue
-            link.write(frame("ACK", {"id": frames[-1].headers["ack"]}))
+            taken.append((self._store.queued, frames[-1].headers["ack"]))
             frames = []
+        deadline = time.monotonic() + ACKNOWLEDGE_S
+        while taken and time.monotonic() < deadline:
+            link.check()
+            self._acknowledge(link, taken)
+            time.sleep(0.02)
+
+    def _acknowledge(self, link: _Link, taken: deque[tuple[int, str]]) -> None:
+        """Acknowledge what the broker has the events of; ``taken``: rows ever queued by then, what to acknowledge."""
+        last = ""
+        sent = self._store.sent
+        while taken and taken[0][0] <= sent:
+            last = taken.popleft()[1]
+        if last:
+            link.write(frame("ACK", {"id": last}))
 
     def _collect(self, link: _Link) -> list[Frame]:
         frames: list[Frame] = []
         size = 0
         try:
-            frames.append(link.messages.get(timeout=0.2))
+            frames.append(link.messages.get(timeout=0.05))
             while len(frames) < INPUT_BATCH and size < BATCH_BYTES:
                 size += len(frames[-1].body or b"")
                 frames.append(link.messages.get_nowait())

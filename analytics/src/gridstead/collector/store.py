@@ -150,6 +150,16 @@ class Store:
         """Whether the queue has reached its bound."""
         return self.counters["queue_bytes"] >= self.queue_max_bytes
 
+    @property
+    def queued(self) -> int:
+        """Rows that were ever queued, by the last commit."""
+        return self.counters["events"] + self.counters["dead_letters"]
+
+    @property
+    def sent(self) -> int:
+        """Rows that were ever sent; the queue gives them away in the order in which it got them."""
+        return self.counters["sent"] + self.counters["dead_letters_sent"]
+
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """One atomic change; counters become visible with the commit. Any exception rolls back and is passed on."""

@@ -184,11 +184,13 @@ class Worker:
         return listener
 
     def _shut_down(self) -> None:
-        self.sender.stop()
         self.input.stop()
         self._end.set()
-        for thread in self._threads:
+        sender, *others = self._threads
+        for thread in others:
             thread.join(5)
+        self.sender.stop()  # last: what the input has taken is acknowledged when it is sent
+        sender.join(5)
         if self._status is not None:
             self._status.shutdown()
             self._status.server_close()
