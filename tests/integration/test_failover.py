@@ -179,6 +179,15 @@ def test_after_a_power_loss_the_standby_is_elected(gateways: list[Gateway]) -> N
     one.process.wait()
 
 
+def test_a_command_does_not_outlive_the_one_that_holds_the_lock_for_it(gateways: list[Gateway]) -> None:
+    one, two = gateways
+    command = one.page("metrics.json")[1]["pid"]
+    one.process.kill()
+    one.process.wait()
+    wait_until(lambda: not Path(f"/proc/{command}").exists(), "the command is gone", 2)
+    wait_until(two.leads, "the second is elected", TAKEOVER_S)
+
+
 def test_a_command_that_fails_moves_to_the_other_gateway(tmp_path: Path, server: ZooKeeper) -> None:
     one, two = (Gateway(tmp_path, name, server, "site-fails") for name in ("one", "two"))
     one.start(fails=True)

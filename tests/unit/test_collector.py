@@ -27,6 +27,7 @@ import pytest
 
 from appliance import Appliance
 from appliance_files import write_appliance
+from gridstead.cli.broker import Broker
 from gridstead.collector.broker import Input, Sender, accept_messages, frame
 from gridstead.collector.store import DEAD_LETTER, EVENT, Store
 from gridstead.collector.udp import UdpReceiver
@@ -81,9 +82,7 @@ class Daemon:
         with open(self.log, "ab") as log:
             process = subprocess.Popen(command, stderr=log, stdout=log)
         self.processes.append(process)
-        until(
-            lambda: process.poll() is not None or self.worker_of(process.pid), f"the collector to start; {self.text()}"
-        )
+        until(lambda: process.poll() is not None or self.worker_of(process.pid), f"the collector to start; {self.text()}")
         assert process.poll() is None, self.text()
         return process
 
@@ -217,9 +216,7 @@ def test_packets_become_events_and_counters_survive_a_restart(daemon: Daemon) ->
     daemon.start()
     after = daemon.metrics()
     changing = {"pid", "uptime_s"}
-    assert {key: after[key] for key in after.keys() - changing} == {
-        key: before[key] for key in before.keys() - changing
-    }
+    assert {key: after[key] for key in after.keys() - changing} == {key: before[key] for key in before.keys() - changing}
     # The log tells a change of state: once a start, not once an attempt.
     until(lambda: daemon.text().count("sender: no STOMP connection") == 2, "the sender's line")
     time.sleep(1.0)
@@ -516,9 +513,7 @@ def test_files_are_forgotten_after_the_horizon_and_not_before(tmp_path: Path) ->
     store = _store(tmp_path, join_horizon_s=100)
     server = ServerKey("h", 1, 2)
     time_record = TimeRecord(1_700_000_000, 1_700_000_030, 2)
-    packet = decode_packet(
-        encode_packet([time_record, *(OpenRecord(n, 1, 1, "/f") for n in range(50))], server_start_s=1)
-    )
+    packet = decode_packet(encode_packet([time_record, *(OpenRecord(n, 1, 1, "/f") for n in range(50))], server_start_s=1))
     late = decode_packet(encode_packet([time_record, CloseRecord(7, 1, 0, 0)], server_start_s=1))
     with store.transaction() as change:
         XrootdJoiner(change).join(packet, "h", NOW)
@@ -655,4 +650,45 @@ def test_events_travel_through_a_broker_and_back_pressure_holds(tmp_path: Path, 
         for thread in threads:
             thread.join(10)
     for used in (store, producer_store, full):
+        used.close()
+
+
+@pytest.mark.appliance
+def test_messages_stay_the_brokers_until_it_has_their_events(tmp_path: Path, broker: StompClient) -> None:
+    """A collector that took messages and is lost before it sent their events: another one gets them all."""
+    name = f"gridstead.unit-{os.getpid()}-{time.time_ns()}"
+    stores = []
+    for directory in ("producer", "lost", "other"):
+        (tmp_path / directory).mkdir()
+        stores.append(_store(tmp_path / directory))
+    producer_store, lost_store, other_store = stores
+    bodies = [json.dumps(record).encode() for record in simulate(7, 50, START, 3600, duplicates=0)]
+    with producer_store.transaction() as change:
+        change._add([(EVENT, "0" * 32, body) for body in bodies])
+    producer = Sender(broker, producer_store, f"{name}.raw", f"{name}.raw")
+    lost = Input(broker, lost_store, f"{name}.raw", 1 << 20, now_ms=lambda: NOW)
+    other = Input(broker, other_store, f"{name}.raw", 1 << 20, now_ms=lambda: NOW)
+    sender = Sender(broker, other_store, f"{name}.events", f"{name}.deadletter")
+    threads = [threading.Thread(target=link.run) for link in (producer, lost)]
+    try:
+        for thread in threads:
+            thread.start()
+        until(lambda: lost_store.counters["messages"] == 50, "the 50 messages", 60)
+        lost.stop()  # nobody sends its events
+        threads[-1].join(10)
+        threads += [threading.Thread(target=link.run) for link in (other, sender)]
+        for thread in threads[2:]:
+            thread.start()
+        until(lambda: other_store.counters["sent"] == 50, "the other collector's 50 events", 60)
+        other.stop()
+        threads[2].join(10)
+        with Broker(broker, timeout_s=10) as asked:
+            until(lambda: asked.depth(f"{name}.raw") == 0, "all to be acknowledged")
+            assert asked.depth(f"{name}.events") == 50
+    finally:
+        for link in (producer, lost, other, sender):
+            link.stop()
+        for thread in threads:
+            thread.join(10)
+    for used in stores:
         used.close()

@@ -14,7 +14,7 @@ from gridstead.collector.status import Answer, serve
 from gridstead.config import Config, ConfigError, load
 
 EXIT_CONFIG: Final = 78
-"""The configuration cannot be used (EX_CONFIG of sysexits.h): no supervisor starts the daemon again."""
+"""The configuration cannot be used (EX_CONFIG of sysexits.h): starting the daemon again does not help."""
 
 
 class Worker(Protocol):

@@ -196,7 +196,8 @@ class Candidate:
             except LockTimeout:
                 continue  # into the queue again: kazoo waits longer and longer after each lost connection of one call
             except KazooException as error:
-                log.warning("the election begins anew: %s", type(error).__name__)
+                if not self._stopping:
+                    log.warning("the election begins anew: %s", type(error).__name__)
                 return
 
     def _take(self) -> None:
@@ -277,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", metavar="COMMAND", nargs="+", help="what runs where this host is elected")
     options = parser.parse_args(arguments)
     log_to_stderr("failover")
-    logging.getLogger("kazoo").setLevel(
-        logging.CRITICAL
-    )  # it repeats every attempt to connect; what matters is said here
+    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # it tells each attempt to connect; what matters is said here
     try:
         config = load(options.config)
         if not config.failover.zookeeper:
