@@ -205,8 +205,10 @@ class HostedCluster(Appliance):
         """A file of records with duplicates on the gateway. Their times are in six hours of a day of the case's own."""
         start_ms = FIRST_DAY_MS + 10 * case * DAY_MS
 
+        seed = start_ms // DAY_MS  # another in each session: kept hosts may know its producers' ids
+
         def records() -> Iterator[dict[str, Any]]:
-            return iter(AccessSimulation(seed=case, events=events, start_ms=start_ms, span_s=21_600, future=0.0, duplicates=0.1))
+            return iter(AccessSimulation(seed=seed, events=events, start_ms=start_ms, span_s=21_600, future=0.0, duplicates=0.1))
 
         path = f"/tmp/events-{case}.jsonl"
         command = self.hosts.command("exec", self.gateway, "--", "sh", "-c", f"cat > {path}")
