@@ -24,7 +24,7 @@ options:
   timeout: {description: Seconds to wait; with 0 it looks once and only reports., type: int, default: 300}
   datanodes: {description: Addresses of the DataNodes that must be in service., type: list, elements: str, default: []}
   nodemanagers: {description: NodeManagers that must be active., type: int, default: 1}
-  gateways: {description: Addresses of the hosts that run the pipeline; without them this host alone., type: list, elements: str, default: []}
+  gateways: {description: Addresses of the hosts of the pipeline; by default this host alone., type: list, elements: str, default: []}
   drained: {description: Address of a host whose DataNode must have handed everything over and may then be down., type: str}
 author: [Gridstead]
 """

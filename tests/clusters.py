@@ -28,8 +28,8 @@ GRIDSTEAD = "/opt/gridstead/gridstead/bin/gridstead"
 HADOOP = "/opt/gridstead/hadoop/bin/hadoop"
 PYTHON_GET = "python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=20).read().decode())'"
 DAY_MS = 86_400_000
-FIRST_DAY_MS = 1_262_304_000_000 + int(time.time()) % 3000 * DAY_MS
-"""From 2010-01-01 on. Each case has days of its own, and each session others, as kept hosts have seen those of the last."""
+FIRST_DAY_MS, LAST_DAY_MS = 1_262_304_000_000, 1_577_836_800_000
+"""Simulated events are of the years 2010 to 2019; what else is served is of today."""
 
 SMALL = {
     "elasticsearch_heap": "512m",
@@ -158,13 +158,13 @@ class HostedCluster(Appliance):
         return int(page.get("aggregations", {}).get("all", {}).get("value", 0))
 
     @contextmanager
-    def traffic(self, directory: Path, case: int, events: int, rate: int = 1000) -> Iterator[None]:
+    def traffic(self, directory: Path, events: int, rate: int = 1000) -> Iterator[None]:
         """Replay events at ``rate`` a second as long as the block takes; then the statistics must be exactly those of what was sent.
 
         ``events`` are enough for the block. Each is sent once, beside the simulation's own duplicates. Prints for how long nothing
         reached Kafka, and for how long no further event was served.
         """
-        simulated = self.simulated(directory, case, events)
+        simulated = self.simulated(directory, events)
         before, sending_over, all_over = self.moved(), threading.Event(), threading.Event()
         stalls = {
             "reached Kafka": Stall(self.moved, sending_over),
@@ -201,16 +201,21 @@ class HostedCluster(Appliance):
         report = self.on(self.gateway, f"{HADOOP} dfsadmin -report 2>/dev/null | grep ^Live || :")
         return int("".join(re.findall(r"\((\d+)\)", report)) or 0)
 
-    def simulated(self, directory: Path, case: int, events: int = 8000) -> Simulated:
-        """A file of records with duplicates on the gateway. Their times are in six hours of a day of the case's own."""
-        start_ms = FIRST_DAY_MS + 10 * case * DAY_MS
-
-        seed = start_ms // DAY_MS  # another in each session: kept hosts may know its producers' ids
+    def simulated(self, directory: Path, events: int = 8000) -> Simulated:
+        """A file of records with duplicates on the gateway. Their times are in six hours of a day after all that is served by now."""
+        query = {
+            "query": {"range": {"bin_end_ms": {"lt": LAST_DAY_MS}}},
+            "aggs": {"last": {"max": {"field": "bin_end_ms"}}},
+        }
+        page = self.elasticsearch("gridstead-transfers/_search?size=0&ignore_unavailable=true&allow_no_indices=true", query)
+        last_ms = int(page.get("aggregations", {}).get("last", {}).get("value") or FIRST_DAY_MS)
+        start_ms = (last_ms // DAY_MS + 10) * DAY_MS  # events that are up to a week long reach back
+        seed = start_ms // DAY_MS  # never the same again: the stream knows a producer's ids for two days
 
         def records() -> Iterator[dict[str, Any]]:
             return iter(AccessSimulation(seed=seed, events=events, start_ms=start_ms, span_s=21_600, future=0.0, duplicates=0.1))
 
-        path = f"/tmp/events-{case}.jsonl"
+        path = f"/tmp/events-{seed}.jsonl"
         command = self.hosts.command("exec", self.gateway, "--", "sh", "-c", f"cat > {path}")
         with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as writing:
             assert writing.stdin is not None

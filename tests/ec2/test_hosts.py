@@ -130,10 +130,10 @@ def site(aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @contextmanager
-def arriving(site: Site, directory: Path, case: int, rate: int = 20) -> Iterator[None]:
+def arriving(site: Site, directory: Path, rate: int = 20) -> Iterator[None]:
     """Events arrive while something is done; afterwards the statistics of all of them must be served, exactly."""
     cluster = site.cluster
-    simulated = cluster.simulated(directory, case)
+    simulated = cluster.simulated(directory)
     before = cluster.moved()
     with cluster.replay(simulated.path, rate, 1500) as replay:
         try:
@@ -195,7 +195,7 @@ def test_blocks_are_on_the_volumes_and_a_zone_is_a_rack(site: Site) -> None:
 
 def test_up_and_the_site_heal_what_was_terminated(site: Site, tmp_path: Path) -> None:
     lost = nodes(site.aws, NAME)["real-worker-2"]
-    with arriving(site, tmp_path, 1):
+    with arriving(site, tmp_path):
         site.aws.client("ec2").terminate_instances(InstanceIds=[lost["InstanceId"]])
         site.machines.follow()
         assert host_of(lost) not in site.machines.hosts.status()
@@ -218,7 +218,7 @@ def test_a_bastion_that_is_made_anew_is_no_stranger(site: Site) -> None:
 
 
 def test_scale_out_adds_a_worker(site: Site, tmp_path: Path) -> None:
-    with arriving(site, tmp_path, 2):
+    with arriving(site, tmp_path):
         run = site.play("scale", ec2_group="worker", ec2_count="3")
         assert dict(run.writes) == {"RunInstances": 1}
         site.install()
@@ -234,7 +234,7 @@ def test_scale_in_drains_the_worker_and_then_terminates_it(site: Site, tmp_path:
     places = f"{HADOOP} fsck /tmp/many -files -blocks -locations 2>/dev/null"
     held = f"DatanodeInfoWithStorage[{site.machines.hosts.status()[leaving]['address']}:"
     assert held in cluster.on(cluster.gateway, places)
-    with arriving(site, tmp_path, 3):
+    with arriving(site, tmp_path):
         run = site.play("scale", ec2_group="worker", ec2_count="2")
         assert dict(run.writes) == {"TerminateInstances": 1}
         assert leaving not in site.machines.hosts.status()
@@ -250,7 +250,7 @@ def test_everything_is_back_after_stop_and_start(site: Site, tmp_path: Path) -> 
     assert {host["ended"] for host in site.machines.hosts.status().values()} == {"halted"}
     site.play("start")
     wait_until(lambda: site.well(2), "everything is back", 600)
-    with arriving(site, tmp_path, 4, rate=400):
+    with arriving(site, tmp_path, rate=400):
         pass
     assert site.install() == 0
 

@@ -293,7 +293,7 @@ LOST: dict[str, Callable[[Cluster], str]] = {
 def test_counts_are_exact_after_a_host_was_lost_during_a_replay(cluster: Cluster, tmp_path: Path, lost: str, way: str) -> None:
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 400)
     victim = LOST[lost](cluster)
-    with cluster.traffic(tmp_path, 2 * list(LOST).index(lost) + (way == "cut"), 180_000):
+    with cluster.traffic(tmp_path, 180_000):
         cluster.hosts.do(way, victim)
         gone = time.monotonic()
         cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-loss", timeout=200)
@@ -344,7 +344,7 @@ def test_a_rolling_restart_of_hdfs_stops_no_namenode_but_the_one_it_restarts(clu
 
 def test_a_rolling_restart_of_everything_while_events_arrive(cluster: Cluster, tmp_path: Path) -> None:
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
-    with cluster.traffic(tmp_path, 2 * len(LOST) + 1, 800_000):
+    with cluster.traffic(tmp_path, 800_000):
         steps = restarted(cluster.documented("rolling-restart", 0))
     assert len(steps) == len(set(steps))
     running = "systemctl list-units --no-legend --state=active 'gridstead-*.service' | wc -l"
@@ -423,7 +423,7 @@ def test_kafka_is_upgraded_and_taken_back_while_events_arrive(cluster: Cluster, 
     (before,) = kafka_versions(cluster)
     version = OTHER_KAFKA
     other = str(bundle_with_kafka(version, tmp_path))
-    with cluster.traffic(tmp_path, 2 * len(LOST), 500_000):
+    with cluster.traffic(tmp_path, 500_000):
         output = cluster.documented("upgrade", 0, **{"/path/to/the/new/bundle": other})
         assert restarted(output) == [("kafka", host) for host in MASTERS]
         assert kafka_versions(cluster) == {f"kafka_2.13-{version}"}
