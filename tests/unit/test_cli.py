@@ -18,11 +18,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance_files import write_appliance
+from appliance_files import free_ports, write_appliance
 from gridstead import cli
 from gridstead import config as configuration
-from gridstead.cli import dlq, main, pipeline, supervision
+from gridstead.cli import dlq, main, metrics, pipeline, supervision
 from gridstead.cli.app import COMMANDS
+from gridstead.collector.status import serve
 from gridstead.config import Service
 from gridstead.smoke import Outcome, junit
 from gridstead.smoke.probe import Probe, SmokeError
@@ -61,6 +62,36 @@ def test_help_lists_commands_and_exit_codes() -> None:
     assert result.exit_code == 0
     assert all(name in result.output for name in COMMANDS)
     assert "130  interrupted" in result.output
+
+
+def test_counters_of_several_gateways_are_those_of_one(tmp_path: Path) -> None:
+    port, stream_port = free_ports(socket.SOCK_STREAM, 2)
+    pages = {
+        "127.0.0.2": {"events": 5, "queue_rows": 1, "last_event_ms": 90, "sender_connected": True, "pseudonym_key": None},
+        "127.0.0.3": {"events": 7, "queue_rows": 0, "last_event_ms": 80, "sender_connected": False, "pseudonym_key": 2},
+    }
+    servers = {host: serve(host, port, {"/metrics.json": lambda page=page: (200, page)}) for host, page in pages.items()}
+    stream = serve("127.0.0.3", stream_port, {"/metrics.json": lambda: (200, {"queries": {}})})
+    config = configuration.load(write_appliance(tmp_path))
+    config = dataclasses.replace(
+        config,
+        collector=dataclasses.replace(config.collector, bind="127.0.0.3", status_port=port),
+        stream=dataclasses.replace(config.stream, bind="127.0.0.2", status_port=stream_port),
+        failover=dataclasses.replace(config.failover, gateways=tuple(pages)),
+    )
+    try:
+        together = {"events": 12, "queue_rows": 1, "last_event_ms": 90, "sender_connected": False, "pseudonym_key": 2}
+        assert metrics.collector(config) == together
+        assert metrics.stream(config) == {"queries": {}}  # the gateway that is asked first does not answer
+        assert metrics.packets_counter(config)() is None  # it counts the packets of this host alone, and this page has none
+        servers["127.0.0.2"].shutdown()
+        servers["127.0.0.2"].server_close()
+        with pytest.raises(metrics.MetricsError, match="127.0.0.2"):
+            metrics.collector(config)
+    finally:
+        for server in (servers["127.0.0.3"], stream):
+            server.shutdown()
+            server.server_close()
 
 
 @pytest.mark.parametrize("where", ["before", "after"])

@@ -198,11 +198,12 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Failover:
-    """[failover]: servers of ZooKeeper (host:port) that elect one of several gateways; empty: there is only one.
+    """[failover]: the gateways, and servers of ZooKeeper (host:port) that elect one of them; empty: there is only one.
 
     ``session_s``: for how long, in seconds, ZooKeeper need not hear of the one elected until another is.
     """
 
+    gateways: tuple[str, ...] = _key(())
     zookeeper: tuple[str, ...] = _key((), addresses=True)
     session_s: int = _key(30, at_least=4, at_most=40)
 

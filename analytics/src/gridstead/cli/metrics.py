@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gridstead.config import Config
@@ -33,33 +33,64 @@ def fetch(host: str, port: int, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
 
 
 def collector(config: Config) -> dict[str, Any]:
-    """Read the collector's counters. Raises MetricsError."""
-    return fetch(config.collector.bind, config.collector.status_port)
+    """Read the collector's counters, the sums of all gateways'. Raises MetricsError if one does not answer."""
+    return together([fetch(host, config.collector.status_port) for host in _gateways(config, config.collector.bind)])
 
 
 def bridge(config: Config) -> dict[str, Any]:
-    """Read the bridge's counters. Raises MetricsError."""
-    return fetch(config.bridge.bind, config.bridge.status_port)
+    """Read the bridge's counters, the sums of all gateways'. Raises MetricsError if one does not answer."""
+    return together([fetch(host, config.bridge.status_port) for host in _gateways(config, config.bridge.bind)])
+
+
+def together(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counters of several daemons as those of one: sums, of times the latest, of states whether all have it."""
+    one: dict[str, Any] = dict(documents[0])
+    for document in documents[1:]:
+        for name, value in document.items():
+            if isinstance(value, bool):
+                one[name] = value and one.get(name, True)
+            elif isinstance(value, int | float):
+                seen = one.get(name) or 0
+                one[name] = max(seen, value) if name.endswith("_ms") else seen + value
+            elif one.get(name) is None:
+                one[name] = value
+    return one
 
 
 def stream(config: Config) -> dict[str, Any]:
     """Read the stream's counters. Raises MetricsError, also where its status page is switched off."""
     if config.stream.status_port == 0:
         raise MetricsError("the stream's status page is off (stream.status_port = 0)")
-    return fetch(config.stream.bind, config.stream.status_port)
+    return _elected(config, config.stream.bind, config.stream.status_port)
 
 
 def scheduler(config: Config) -> dict[str, Any]:
     """Read the scheduler's tasks. Raises MetricsError."""
-    return fetch(config.schedule.bind, config.schedule.status_port)
+    return _elected(config, config.schedule.bind, config.schedule.status_port)
+
+
+def _gateways(config: Config, own: str) -> Sequence[str]:
+    """Addresses of the gateways, this host's first."""
+    return sorted(config.failover.gateways, key=lambda host: host != own) or [own]
+
+
+def _elected(config: Config, own: str, port: int) -> dict[str, Any]:
+    """Counters of a service that one gateway runs: others answer with them too, as far as they answer."""
+    gateways = _gateways(config, own)
+    for host in gateways[:-1]:
+        try:
+            return fetch(host, port)
+        except MetricsError:
+            continue
+    return fetch(gateways[-1], port)
 
 
 def packets_counter(config: Config) -> Callable[[], int | None]:
-    """Make a function that reads how many packets the collector has committed, None while it does not answer."""
+    """Make a function that reads how many packets this host's collector has committed, None while it is silent."""
 
     def read() -> int | None:
         try:
-            return int(collector(config)["packets"])
+            return int(fetch(config.collector.bind, config.collector.status_port)["packets"])
         except (MetricsError, KeyError, TypeError, ValueError):
             return None
 
