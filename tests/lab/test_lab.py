@@ -171,7 +171,10 @@ def test_a_reboot_is_seen_as_one(lab: Hosts, how: str) -> None:
 
         def up_again() -> bool:
             """Look at the host all the while: what is seen must be the host's, though its first process begins on the machine's disk."""
-            done = lab.attempt("exec", "alpha", "--", "cat", "/etc/hostname", "/proc/sys/kernel/random/boot_id")
+            try:
+                done = lab.attempt("exec", "alpha", "--", "cat", "/etc/hostname", "/proc/sys/kernel/random/boot_id", timeout=10)
+            except subprocess.TimeoutExpired:
+                return False  # it went down under the command
             if done.returncode == 0:
                 name, seen = done.stdout.split()
                 names.add(name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -222,6 +224,19 @@ class Sent:
         return asdict(self) | {"seconds": round(self.seconds, 3)}
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM interrupt as Ctrl-C does; in the main thread, the only one that may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def send_all(streams: Iterable[tuple[Sink, Iterator[bytes]]], pace: Pace, meter: Meter) -> Sent:
     """Send streams of messages, one after the other, each to its sink.
 
@@ -230,8 +245,7 @@ def send_all(streams: Iterable[tuple[Sink, Iterator[bytes]]], pace: Pace, meter:
     """
     sinks: list[Sink] = []
     interrupted = False
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with meter:
+    with meter, _interruptible():
         try:
             for sink, stream in streams:
                 if sink not in sinks:
@@ -245,7 +259,5 @@ def send_all(streams: Iterable[tuple[Sink, Iterator[bytes]]], pace: Pace, meter:
             interrupted = True
             for sink in sinks:
                 sink.finish()
-        finally:
-            signal.signal(signal.SIGTERM, before)
     messages, size, resent = (sum(getattr(sink, name) for sink in sinks) for name in ("sent", "sent_bytes", "resent"))
     return Sent(messages, size, resent, meter.seconds, interrupted)
