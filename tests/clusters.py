@@ -17,6 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from appliance import ROOT, STATISTICS, Appliance, Stall, Statistics, assert_served, run, wait_until
 from gridstead import sources
 from gridstead.pseudonyms import Pseudonyms
@@ -31,20 +33,11 @@ DAY_MS = 86_400_000
 FIRST_DAY_MS, LAST_DAY_MS = 1_262_304_000_000, 1_577_836_800_000
 """Simulated events are of the years 2010 to 2019; what else is served is of today."""
 
-SMALL = {
-    "elasticsearch_heap": "512m",
-    "kafka_heap": "320m",
-    "activemq_heap": "256m",
-    "hdfs_namenode_heap": "160m",
-    "hdfs_datanode_heap": "128m",
-    "hdfs_journalnode_heap": "96m",
-    "hdfs_zkfc_heap": "64m",
-    "zookeeper_heap": "64m",
-    "yarn_resourcemanager_heap": "192m",
-    "yarn_nodemanager_heap": "160m",
-    "yarn_nodemanager_memory_mb": 2048,
-}
+SMALL: dict[str, Any] = yaml.safe_load((ROOT / "molecule/cluster/group_vars/all.yml").read_text())
 """What makes six hosts fit into 12 GiB."""
+
+OTHER_KAFKA = "4.3.0"
+"""Another version than the bundle's."""
 
 LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 

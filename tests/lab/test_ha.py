@@ -16,7 +16,7 @@ import pytest
 
 import documented
 from appliance import ROOT, run, wait_until
-from clusters import GRIDSTEAD, HADOOP, LIMIT, SMALL, HostedCluster, bundle_with_kafka, open_files_missing, pretend_open_files
+from clusters import GRIDSTEAD, HADOOP, LIMIT, OTHER_KAFKA, SMALL, HostedCluster, bundle_with_kafka, open_files_missing, pretend_open_files
 from hosts import Hosts, changed, missing
 from support_bundle import texts_of
 
@@ -33,7 +33,6 @@ WORKERS = ["w1", "w2", "w3"]
 GATEWAYS = WORKERS[:2]
 GATEWAY = GATEWAYS[0]
 NEW_WORKER = "w4"
-OTHER_KAFKA = "4.3.0"  # another than the bundle's
 RECOVERY_S = 45  # events go on for so long after a loss at the least
 CUT_S = 120  # how long a host is cut off at the least
 MYSITE = "inventories/mysite"

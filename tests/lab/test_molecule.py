@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from appliance import ROOT, run
-from clusters import bundle_with_kafka, open_files_missing
+from clusters import OTHER_KAFKA, bundle_with_kafka, open_files_missing
 from hosts import missing
 
 pytestmark = [
@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.skipif("GRIDSTEAD_TEST_ENGINE" not in os.environ and bool(missing()), reason=missing() or "a lab can be made"),
 ]
 
-OTHER_KAFKA = "4.3.0"  # another than the bundle's
 ROLES = sorted(path.parents[2].name for path in ROOT.glob("roles/*/molecule/default/molecule.yml"))
 CLUSTERS = sorted(path.parent.name for path in ROOT.glob("molecule/cluster/molecule/*/molecule.yml"))
 ON_DEMAND = {"victoriametrics": "victoriametrics", "offline": "debian"}

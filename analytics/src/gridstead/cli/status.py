@@ -71,11 +71,8 @@ def _services(name: str, services: list[ServiceState], memory: int) -> Table:
     table.add_column("memory", justify="right", no_wrap=True, footer=human_bytes(memory))
     table.add_column("web", overflow="fold")
     for service in services:
-        health = (
-            Text(service.reason or "ok", style="green")
-            if service.healthy
-            else Text(service.reason or "not healthy", style="red")
-        )
+        word = service.reason or ("ok" if service.healthy else "not healthy")
+        health = Text(word, style="green" if service.healthy else "red")
         table.add_row(
             service.name,
             service.state.lower(),
