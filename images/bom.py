@@ -36,6 +36,13 @@ def wheels(component: str) -> Iterator[Component]:
             yield _component(name, version, f"pkg:pypi/{name.lower()}@{version}")
 
 
+def modules(component: str) -> Iterator[Component]:
+    """The modules that Go resolved."""
+    lock = ROOT / "artifacts" / component / "go.mod"
+    for name, version in re.findall(r"^\t(\S+) (v\S+)", lock.read_text(), re.MULTILINE) if lock.exists() else []:
+        yield _component(name, version, f"pkg:golang/{name}@{version}")
+
+
 def packages(status: str) -> Iterator[Component]:
     """The packages that dpkg says are installed."""
     for paragraph in status.split("\n\n"):
@@ -73,4 +80,5 @@ def of_components(names: Iterable[str], versions: dict[str, str], status: Path) 
         yield _component(name, versions[name], f"pkg:generic/{name}@{versions[name]}")
         yield from jars(name)
         yield from wheels(name)
+        yield from modules(name)
     yield from packages(status.read_text())

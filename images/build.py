@@ -57,6 +57,18 @@ class Build:
         """The tag of all images."""
         return self.components["gridstead"]["version"]
 
+    def possible(self, asked: Sequence[str]) -> list[str]:
+        """The images that are asked for; where none is, those of which the bundle has all components."""
+        lacking = {name: [part for part in play.COMPONENTS[name] if part not in self.components] for name in asked or play.ENTRIES}
+        for name, parts in lacking.items():
+            if not parts:
+                continue
+            said, command = f"{self.bundle} has no {', '.join(parts)}, of which {name} is made", f"tools/bundle.py build {' '.join(parts)}"
+            if asked:
+                raise LabError(said, command)
+            print(f"left out: {said}. Next, if you want it: {command}")
+        return [name for name, parts in lacking.items() if not parts]
+
     def build(self, names: Sequence[str]) -> list[Image]:
         """Fill and pack the images."""
         fillings = {name: Filling(self.debian, self.scratch / name) for name in names}
@@ -210,7 +222,7 @@ def in_own_mounts() -> None:
 def main() -> None:
     """Build, then push if asked to."""
     parser = argparse.ArgumentParser(prog="build.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"which of {', '.join(play.ENTRIES)}; all, if none is given")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"which of {', '.join(play.ENTRIES)}; if none is given, all that the bundle has")
     parser.add_argument("--output", type=Path, default=play.ROOT / "build/images", help="directory of the OCI layout (build/images)")
     parser.add_argument("--push", metavar="PREFIX", help="copy what the layout has to a registry, as PREFIX/NAME:TAG, and build nothing")
     parser.add_argument("--push-option", action="append", default=[], metavar="OPTION", help="a further option of skopeo copy")
@@ -233,7 +245,8 @@ def main() -> None:
             raise LabError(f"{bundle} is no bundle", "make bundle")
         roots.ROOT.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=roots.ROOT, prefix="filling-") as scratch:
-            images = Build(layout, bundle, Path(scratch)).build(arguments.images or list(play.ENTRIES))
+            build = Build(layout, bundle, Path(scratch))
+            images = build.build(build.possible(arguments.images))
         for image in images:
             print(f"{image.name:<40} {image.size / 1e6:6.0f} MB  {image.digest}")
         print(f"{layout.directory}, in {time.monotonic() - started:.0f} s")

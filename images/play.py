@@ -22,6 +22,7 @@ ENTRIES = {
     "kafka": ([("kafka", "install")], ["kafka"]),
     "artemis": ([("activemq", "install")], ["activemq"]),
     "elasticsearch": ([("elasticsearch", "install")], ["elasticsearch"]),
+    "victoriametrics": ([("victoriametrics", "install")], ["victoriametrics"]),
     "pipeline": ([("gridstead", "main")], ["spark", "collector", "bridge", "analytics"]),
 }
 WITH_PYTHON = ("pipeline",)
@@ -31,6 +32,7 @@ COMPONENTS = {  # what each image has below /opt/gridstead, by the bundle's name
     "kafka": ["kafka"],
     "artemis": ["activemq"],
     "elasticsearch": ["elasticsearch"],
+    "victoriametrics": ["victoriametrics"],
     "pipeline": ["hadoop", "spark", "gridstead"],
 }
 

@@ -23,7 +23,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 CHARTS = ROOT / "charts"
 PAGE = ROOT / "docs" / "reference" / "charts.md"
-LAYERS = ("hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline")
+LAYERS = ("hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline")
 OWN_PORTS = {"spark_driver": 7078, "spark_blocks": 7079}
 """Ports that only pods have: on hosts a driver takes any."""
 SIZES = {"medium": "medium"}

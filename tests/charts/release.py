@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import json
@@ -30,7 +31,7 @@ from oracle import distinct, oracle_statistics
 ROOT = Path(__file__).resolve().parents[2]
 MISSING = "" if shutil.which("helm") else kube_build.missing()
 """What this machine lacks to have helm; empty if it has it, or can build it."""
-SERVERS = ("hdfs-namenode", "hdfs-datanode", "kafka", "activemq", "elasticsearch", "collector", "bridge", "stream")
+SERVERS = ("hdfs-namenode", "hdfs-datanode", "kafka", "activemq", "elasticsearch", "victoriametrics", "collector", "bridge", "stream")
 READY_S = 600
 
 _DUMP = """
@@ -271,6 +272,20 @@ class Release:
             file.chmod(0o600)
             pseudonyms = Pseudonyms(file)
             return oracle_statistics(distinct([pseudonyms.protect(event) for event in events]))
+
+    def metrics(self, question: str) -> list[dict[str, Any]]:
+        """What the store of metrics answers to an expression of MetricsQL, over all that it has: series with their labels and values."""
+        script = (
+            "import base64, sys, urllib.parse, urllib.request as request\n"
+            "query = urllib.parse.urlencode({'query': sys.argv[2], 'start': '-1d', 'step': '5s'})\n"
+            "asked = request.Request(f'http://{sys.argv[1]}:8428/api/v1/query_range?{query}')\n"
+            "asked.add_header('Authorization', 'Basic ' + base64.b64encode(f'gridstead:{sys.argv[3]}'.encode()).decode())\n"
+            "print(request.urlopen(asked, timeout=30).read().decode())\n"
+        )
+        name = f"{self.name}-victoriametrics"
+        password = base64.b64decode(self.core.read_namespaced_secret(name, self.namespace).data["password"]).decode()
+        host = f"{name}.{self.namespace}.svc.cluster.local"
+        return list(json.loads(self.exec("python3", "-c", script, host, question, password))["data"]["result"])
 
     def archived(self) -> list[str]:
         """The files of the archive on HDFS."""

@@ -42,7 +42,7 @@ def refusals(built: Path, chart: str, values: Any) -> list[str]:
     return [error.message for error in validator(built / chart / "values.schema.json").iter_errors(values)]
 
 
-@pytest.mark.parametrize("chart", ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline", "gridstead"])
+@pytest.mark.parametrize("chart", ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline", "gridstead"])
 def test_the_defaults_of_a_chart_are_values_that_its_schema_takes(built: Path, chart: str) -> None:
     assert refusals(built, chart, load(built / chart / "values.yaml")) == []
 
@@ -130,6 +130,14 @@ def test_a_pod_has_as_long_to_stop_as_the_service_on_a_host(component: str) -> N
 def test_the_id_of_the_namespace_is_that_of_the_roles() -> None:
     cluster = load(ROOT / "roles/hdfs/defaults/main.yml")["hdfs_cluster_name"]
     assert f"-clusterid {cluster}\n" in (ROOT / "charts/hdfs/files/format.sh").read_text()
+
+
+def test_jobs_report_to_the_store_of_metrics_as_on_hosts() -> None:
+    on_hosts = load(ROOT / "roles/spark/vars/main.yml")["_spark_metrics"]
+    template = (ROOT / "charts/spark/templates/_defaults.tpl").read_text()
+    here = dict(line.split(" ", 1) for line in re.findall(r"^(spark\.metrics.*)$", template, re.MULTILINE))
+    assert here.keys() == on_hosts.keys()
+    assert {key: value for key, value in on_hosts.items() if "{{" not in value}.items() <= here.items()
 
 
 def test_the_services_of_a_release_are_looked_at_as_on_a_host() -> None:

@@ -13,7 +13,7 @@ from charts import schemas
 from charts.release import MISSING, HelmError, build, helm, tool
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(MISSING), reason=MISSING or "there is helm")]
-CHARTS = ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "pipeline", "gridstead"]
+CHARTS = ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline", "gridstead"]
 PROFILES = ["", "medium"]
 
 
@@ -85,8 +85,8 @@ def pods(text: str) -> dict[str, dict[str, Any]]:
 
 
 def test_no_container_has_a_right_that_it_does_not_need(built: Path) -> None:
-    found = pods(rendered(built))
-    assert len(found) >= 10
+    found = pods(rendered(built, "", "--set", "global.metrics=true"))
+    assert len(found) >= 11
     for component, spec in found.items():
         assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec.get("automountServiceAccountToken") is False or spec["serviceAccountName"] in ("grid-observer", "grid-spark"), component
@@ -100,7 +100,7 @@ def test_no_container_has_a_right_that_it_does_not_need(built: Path) -> None:
 
 def test_policies_let_through_what_must_talk_and_nobody_else(built: Path) -> None:
     policies = {document["metadata"]["name"].removeprefix("grid-"): document["spec"]
-                for document in documents(rendered(built)) if document["kind"] == "NetworkPolicy"}  # fmt: skip
+                for document in documents(rendered(built, "", "--set", "global.metrics=true")) if document["kind"] == "NetworkPolicy"}  # fmt: skip
     allowed = {
         (peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"], component)
         for component, spec in policies.items()
@@ -115,6 +115,7 @@ def test_policies_let_through_what_must_talk_and_nobody_else(built: Path) -> Non
         ("executor", "batch"), ("executor", "test"), ("batch", "executor"), ("test", "executor"),
         ("hdfs-datanode", "hdfs-namenode"), ("collector", "activemq"), ("bridge", "activemq"), ("bridge", "kafka"),
         ("test", "activemq"), ("test", "collector"), ("test", "bridge"), ("test", "stream"),
+        *((reporter, "victoriametrics") for reporter in ("stream", "batch", "executor", "test")),
     }  # fmt: skip
     assert needed <= allowed
     assert not {pair for pair in allowed if pair in {("collector", "kafka"), ("activemq", "kafka"), ("bridge", "elasticsearch")}}

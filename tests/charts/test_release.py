@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from appliance import CAPTURE, Stall, assert_served, bin_ends, wait_until
+from appliance import CAPTURE, ROOT, Stall, assert_served, bin_ends, wait_until
 from charts.release import MISSING, SERVERS, HelmError, Release, build, released
 from gridstead import sources, xrootd
 from gridstead.simulate import AccessSimulation
@@ -38,7 +38,7 @@ def grid(cluster: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) 
         pytest.skip(MISSING)
     cluster()
     registry = os.environ.get("GRIDSTEAD_IMAGE_PREFIX")
-    values = {"global": {"image": {"registry": registry}}} if registry else {}
+    values = {"global": {"metrics": True, **({"image": {"registry": registry}} if registry else {})}}
     with released(build(tmp_path_factory.mktemp("charts")), "gridstead-test", **values) as release:
         seconds = release.apply("upgrade", "--install")
         print(f"\nready after {seconds:.0f} s")
@@ -102,6 +102,18 @@ def test_a_scheduled_batch_leaves_what_is_served_as_it_is(grid: Release) -> None
     ]
     assert done.succeeded == 1, "\n".join(logs)
     assert _values(grid.documents(0, 2 * Y2010_MS)) == _values(before)
+
+
+def test_the_dashboard_shows_the_batch_and_its_executor(grid: Release) -> None:
+    dashboard = json.loads((ROOT / "roles/victoriametrics/files/spark.json").read_text())
+    of_batch = 'name="gridstead-batch"'
+    for row in dashboard["rows"]:
+        for panel in row["panels"]:
+            for expression in panel["expr"]:
+                names = [series["metric"]["name"] for series in grid.metrics(expression) if "name" in series["metric"]]
+                assert "gridstead-batch" in names, f"{row['title']}, {panel['title']}: {expression}"
+    processes = {series["metric"]["process"] for series in grid.metrics(f"spark_executor_cpuTime_count{{{of_batch}}}")}
+    assert processes - {"driver"}, "an executor in a pod of its own reports too"
 
 
 def _values(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

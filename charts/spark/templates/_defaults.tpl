@@ -25,4 +25,14 @@ spark.executor.instances {{ .Values.executors.instances }}
 spark.executor.cores {{ .Values.executors.cores }}
 spark.executor.memory {{ .Values.executors.heap }}
 spark.eventLog.enabled {{ .Values.history.enabled }}
+{{- if .Values.global.metrics }}
+spark.metrics.namespace ${spark.app.name}.${spark.app.id}
+spark.metrics.appStatusSource.enabled true
+spark.metrics.conf.*.source.jvm.class org.apache.spark.metrics.source.JvmSource
+spark.metrics.conf.*.sink.graphite.class org.apache.spark.metrics.sink.GraphiteSink
+spark.metrics.conf.*.sink.graphite.host {{ include "common.service" (list . "victoriametrics") }}
+spark.metrics.conf.*.sink.graphite.port {{ $ports.victoriametrics_graphite }}
+spark.metrics.conf.*.sink.graphite.period 5
+spark.metrics.conf.*.sink.graphite.unit seconds
+{{- end }}
 {{- end -}}
