@@ -187,8 +187,10 @@ class Filling:
         for file in FILES.iterdir():
             shutil.copy(file, gridstead / "bin")
         cluster_id = yaml.safe_load((play.ROOT / "roles/kafka/defaults/main.yml").read_text())["kafka_cluster_id"]
+        ports = yaml.safe_load((play.ROOT / "roles/common/defaults/main/ports.yml").read_text())["gridstead_base_ports"]
         program = gridstead / "bin/run"
-        program.write_text(program.read_text().replace("@KAFKA_CLUSTER_ID@", cluster_id))
+        known = program.read_text().replace("@KAFKA_CLUSTER_ID@", cluster_id)
+        program.write_text(known.replace("@NAMENODE_PORT@", str(ports["hdfs_namenode_rpc"])))
         if with_python:
             for cache in sorted(gridstead.rglob("__pycache__")):
                 shutil.rmtree(cache)

@@ -23,10 +23,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 CHARTS = ROOT / "charts"
 PAGE = ROOT / "docs" / "reference" / "charts.md"
-LAYERS = ("hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline")
+LAYERS = ("zookeeper", "hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline")
 OWN_PORTS = {"spark_driver": 7078, "spark_blocks": 7079}
 """Ports that only pods have: on hosts a driver takes any."""
-SIZES = {"medium": "medium"}
+SIZES = {"medium": "medium", "ha": "small"}
 """Profiles beside the defaults, which are those of size small: the size of the roles that gives their heaps."""
 
 

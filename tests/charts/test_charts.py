@@ -42,15 +42,16 @@ def refusals(built: Path, chart: str, values: Any) -> list[str]:
     return [error.message for error in validator(built / chart / "values.schema.json").iter_errors(values)]
 
 
-@pytest.mark.parametrize("chart", ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline", "gridstead"])
+@pytest.mark.parametrize("chart", ["zookeeper", "hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline", "gridstead"])
 def test_the_defaults_of_a_chart_are_values_that_its_schema_takes(built: Path, chart: str) -> None:
     assert refusals(built, chart, load(built / chart / "values.yaml")) == []
 
 
-@pytest.mark.parametrize("profile", ["medium"])
-def test_a_profile_is_made_of_values_that_the_schema_takes(built: Path, profile: str) -> None:
+@pytest.mark.parametrize(("profile", "heap"), [("medium", "4g"), ("ha", "1g")])
+def test_a_profile_is_made_of_values_that_the_schema_takes(built: Path, profile: str, heap: str) -> None:
     values = load(built / "gridstead" / "profiles" / f"{profile}.yaml")
-    assert values["elasticsearch"]["heap"] == "4g"
+    whole = load(built / "gridstead" / "values.yaml")
+    assert {**whole["elasticsearch"], **values["elasticsearch"]}["heap"] == heap
     assert refusals(built, "gridstead", values) == []
 
 
@@ -138,6 +139,19 @@ def test_jobs_report_to_the_store_of_metrics_as_on_hosts() -> None:
     here = dict(line.split(" ", 1) for line in re.findall(r"^(spark\.metrics.*)$", template, re.MULTILINE))
     assert here.keys() == on_hosts.keys()
     assert {key: value for key, value in on_hosts.items() if "{{" not in value}.items() <= here.items()
+
+
+def test_several_namenodes_are_set_up_as_on_hosts() -> None:
+    on_hosts = load(ROOT / "roles/hdfs/vars/main.yml")
+    template = (ROOT / "charts/hdfs/templates/_ha.tpl").read_text()
+    here = dict(re.findall(r"<name>(.+?)</name><value>(.+?)</value>", template))
+    of_images = {"dfs.journalnode.edits.dir", "dfs.journalnode.rpc-address", "dfs.journalnode.http-address", "dfs.ha.zkfc.port"}
+    assert on_hosts["_hdfs_hdfs_site_ha"].keys() - of_images <= here.keys()
+    plain = {name: value for name, value in on_hosts["_hdfs_hdfs_site_ha"].items() if "{{" not in value}
+    assert plain and plain.items() <= here.items()
+    assert here["dfs.nameservices"] == load(ROOT / "roles/hdfs/defaults/main.yml")["hdfs_nameservice"]
+    client = (ROOT / "charts/hdfs/templates/client.yaml").read_text()
+    assert set(re.findall(r"<name>(.+?)</name>", client)) >= on_hosts["_hdfs_core_site_ha"].keys()
 
 
 def test_the_services_of_a_release_are_looked_at_as_on_a_host() -> None:

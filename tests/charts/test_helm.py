@@ -13,8 +13,8 @@ from charts import schemas
 from charts.release import MISSING, HelmError, build, helm, tool
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(MISSING), reason=MISSING or "there is helm")]
-CHARTS = ["hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline", "gridstead"]
-PROFILES = ["", "medium"]
+CHARTS = ["zookeeper", "hdfs", "kafka", "artemis", "elasticsearch", "spark", "metrics", "pipeline", "gridstead"]
+PROFILES = ["", "medium", "ha"]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,9 @@ def test_the_suites_of_helm_unittest_pass(built: Path, chart: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "why"),
     [
-        ("kafka.replicas=2", "this chart runs one broker"),
-        ("elasticsearch.replicas=2", "this chart runs one node"),
+        ("kafka.replicas=2", "several brokers keep copies only with global.highAvailability"),
+        ("elasticsearch.replicas=2", "several nodes keep copies only with global.highAvailability"),
+        ("global.highAvailability=true", "global.highAvailability needs"),
         ("hdfs.replication=3", "give hdfs.datanode.replicas at least as many"),
         ("elasticsearch.resources.limits.memory=1Gi", "give at least 1536Mi, or a smaller elasticsearch.heap"),
         ("kafka.heap=1", "got number, want string"),
@@ -68,6 +69,33 @@ def test_the_suites_of_helm_unittest_pass(built: Path, chart: str) -> None:
 def test_what_cannot_be_is_refused_with_a_sentence(built: Path, setting: str, why: str) -> None:
     with pytest.raises(HelmError, match=why):
         rendered(built, "", "--set", setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("kafka.replicas=2", "kafka.replicas is 2, but global.highAvailability needs 3: with two brokers"),
+        ("elasticsearch.replicas=1", "elasticsearch.replicas is 1, but global.highAvailability needs 3"),
+        ("hdfs.namenode.replicas=1", "global.highAvailability needs another that takes over: give 2 or 3"),
+        ("hdfs.journalnode.replicas=2", "value must be one of 3, 5"),
+        ("hdfs.datanode.replicas=2", "hdfs.replication is 3, but there are only 2 DataNodes"),
+    ],
+)
+def test_what_is_not_highly_available_is_refused(built: Path, setting: str, why: str) -> None:
+    with pytest.raises(HelmError, match=why):
+        rendered(built, "ha", "--set", setting)
+
+
+def test_every_server_that_keeps_data_is_there_three_times_and_disrupted_one_at_a_time(built: Path) -> None:
+    found = documents(rendered(built, "ha"))
+    sets = {item["metadata"]["name"].removeprefix("grid-"): item["spec"] for item in found if item["kind"] == "StatefulSet"}
+    apart = {name for name, spec in sets.items() if spec["replicas"] == 3}
+    assert apart == {"zookeeper", "hdfs-journalnode", "hdfs-namenode", "hdfs-datanode", "kafka", "elasticsearch"}
+    budgets = {item["metadata"]["name"].removeprefix("grid-") for item in found if item["kind"] == "PodDisruptionBudget"}
+    assert budgets == apart
+    for name in apart:
+        affinity = sets[name]["template"]["spec"]["affinity"]["podAntiAffinity"]
+        assert "requiredDuringSchedulingIgnoredDuringExecution" in affinity, name
 
 
 def pods(text: str) -> dict[str, dict[str, Any]]:
@@ -85,8 +113,8 @@ def pods(text: str) -> dict[str, dict[str, Any]]:
 
 
 def test_no_container_has_a_right_that_it_does_not_need(built: Path) -> None:
-    found = pods(rendered(built, "", "--set", "global.metrics=true"))
-    assert len(found) >= 11
+    found = pods(rendered(built, "ha", "--set", "global.metrics=true"))
+    assert len(found) >= 13
     for component, spec in found.items():
         assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec.get("automountServiceAccountToken") is False or spec["serviceAccountName"] in ("grid-observer", "grid-spark"), component
@@ -100,7 +128,7 @@ def test_no_container_has_a_right_that_it_does_not_need(built: Path) -> None:
 
 def test_policies_let_through_what_must_talk_and_nobody_else(built: Path) -> None:
     policies = {document["metadata"]["name"].removeprefix("grid-"): document["spec"]
-                for document in documents(rendered(built, "", "--set", "global.metrics=true")) if document["kind"] == "NetworkPolicy"}  # fmt: skip
+                for document in documents(rendered(built, "ha", "--set", "global.metrics=true")) if document["kind"] == "NetworkPolicy"}  # fmt: skip
     allowed = {
         (peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"], component)
         for component, spec in policies.items()
@@ -115,6 +143,8 @@ def test_policies_let_through_what_must_talk_and_nobody_else(built: Path) -> Non
         ("executor", "batch"), ("executor", "test"), ("batch", "executor"), ("test", "executor"),
         ("hdfs-datanode", "hdfs-namenode"), ("collector", "activemq"), ("bridge", "activemq"), ("bridge", "kafka"),
         ("test", "activemq"), ("test", "collector"), ("test", "bridge"), ("test", "stream"),
+        ("hdfs-namenode", "zookeeper"), ("hdfs-namenode", "hdfs-journalnode"), ("hdfs-namenode", "hdfs-namenode"),
+        *((server, server) for server in ("zookeeper", "hdfs-journalnode", "kafka", "elasticsearch")),
         *((reporter, "victoriametrics") for reporter in ("stream", "batch", "executor", "test")),
     }  # fmt: skip
     assert needed <= allowed

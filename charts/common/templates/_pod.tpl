@@ -2,7 +2,7 @@
 A pod of an image of ours: read-only root, unprivileged user, and the places that may be written. (dict
   "root" "component" "image" "args" "env" (list of YAML) "envFrom" "config" (dict of /config's directories to names of ConfigMaps)
   "values" (resources, scheduling) "what" (their path) "heap" "beside" "cpu" "ports" (names) "probes" (YAML) "grace"
-  "init" (YAML of containers) "account" "data" (directory below /var/lib/gridstead with the volume `data`) "scratch" (such with an emptyDir))
+  "init" (containers before it) "sidecars" (containers beside it: "name" "args" and what else differs) "account" "data" (directory below /var/lib/gridstead with the volume `data`) "scratch" (such with an emptyDir))
 */}}
 {{- define "common.pod" -}}
 {{- $root := .root -}}
@@ -60,6 +60,9 @@ initContainers:
 {{- end }}
 containers:
   - {{- include "common.container" (merge (dict "name" .component) $) | nindent 4 }}
+  {{- range .sidecars }}
+  - {{- include "common.container" (merge . (omit $ "probes" "ports" "env" "values")) | nindent 4 }}
+  {{- end }}
 volumes:
   - {name: etc, emptyDir: {}}
   - {name: tmp, emptyDir: {}}
@@ -128,14 +131,24 @@ volumeMounts:
 {{- if eq . "collector_xrootd" }}UDP{{ else }}TCP{{ end -}}
 {{- end -}}
 
-{{/* Probes: of a server that takes connections. (dict "live" port "ready" (YAML of a probe's action)) */}}
+{{/*
+Probes: of a server that takes connections. (dict "live" port "ready" (YAML of a probe's action), and for some "alive" (action instead of a
+connection to the port) "started" (action that must succeed once, and may take half a minute: an upgrade goes on to the next pod after it))
+*/}}
 {{- define "common.probes" -}}
 startupProbe:
+  {{- if .started }}
+  {{- .started | nindent 2 }}
+  periodSeconds: 5
+  timeoutSeconds: 30
+  failureThreshold: 240
+  {{- else }}
   tcpSocket: {port: {{ .live }}}
   periodSeconds: 2
   failureThreshold: 300
+  {{- end }}
 livenessProbe:
-  tcpSocket: {port: {{ .live }}}
+  {{- .alive | default (printf "tcpSocket: {port: %s}" .live) | nindent 2 }}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6
@@ -146,14 +159,22 @@ readinessProbe:
   failureThreshold: 3
 {{- end -}}
 
-{{/* A probe that asks a server of Hadoop by JMX, and looks for a word in what it says: (list port bean word). */}}
-{{- define "common.jmx" -}}
+{{/* A probe that runs a script of bash. */}}
+{{- define "common.script" -}}
 exec:
   command:
     - bash
     - -c
-    - |
-      exec 3<>/dev/tcp/127.0.0.1/{{ index . 0 }}
-      printf 'GET /jmx?qry={{ index . 1 }} HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3
-      grep -q '{{ index . 2 }}' <&3
+    - | {{- . | nindent 6 }}
+{{- end -}}
+
+{{/* A probe that sends a word to a port, and looks for another in the answer: (list port word answer). */}}
+{{- define "common.ask" -}}
+{{- include "common.script" (printf "exec 3<>/dev/tcp/127.0.0.1/%d; echo %s >&3; grep -q '%s' <&3" (int (index . 0)) (index . 1) (index . 2)) -}}
+{{- end -}}
+
+{{/* A probe that asks a server of Hadoop by JMX, and looks for a word in what it says: (list port bean word). */}}
+{{- define "common.jmx" -}}
+{{- $script := "exec 3<>/dev/tcp/127.0.0.1/%d\nprintf 'GET /jmx?qry=%s HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3\ngrep -q '%s' <&3" -}}
+{{- include "common.script" (printf $script (int (index . 0)) (index . 1) (index . 2)) -}}
 {{- end -}}

@@ -1,6 +1,6 @@
 {{/*
 A StatefulSet of servers with its headless service: the dict of common.pod, and "replicas" "management" (Parallel or OrderedReady),
-"checksum" (text whose change restarts the pods).
+"checksum" (text whose change restarts the pods), "fixed" (whether their number cannot change).
 */}}
 {{- define "common.servers" -}}
 {{- $root := .root -}}
@@ -72,6 +72,9 @@ spec:
 {{- if .data -}}
 {{- $there := lookup "apps/v1" "StatefulSet" .root.Release.Namespace (include "common.name" (list .root .component)) -}}
 {{- $wanted := .replicas | default 1 | int -}}
+{{- if and $there .fixed (ne (int $there.spec.replicas) $wanted) -}}
+{{- fail (printf "%s has %d pods and would get %d: they agree by votes, and who has one is written when the release is installed. Keep %d." .component (int $there.spec.replicas) $wanted (int $there.spec.replicas)) -}}
+{{- end -}}
 {{- if and $there (gt (int $there.spec.replicas) $wanted) (ne .root.Values.global.confirmScaleIn .component) -}}
 {{- fail (printf "%s has %d pods and would get %d: what only the others hold would be out of reach. Move it off them first (docs/operations/kubernetes.md), then say global.confirmScaleIn=%s." .component (int $there.spec.replicas) $wanted .component) -}}
 {{- end -}}
