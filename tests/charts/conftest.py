@@ -26,8 +26,8 @@ def kube(*words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Callable[[], None]]:
-    """A cluster that KUBECONFIG names; returns what loads the images into it, if it was made here."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """A cluster that KUBECONFIG names, else one made here, of NODES nodes as the tests' file says; returns what loads the images into it."""
     if os.environ.get("KUBECONFIG"):
         yield lambda: None
         return
@@ -35,7 +35,7 @@ def cluster() -> Iterator[Callable[[], None]]:
         pytest.skip(f"no cluster can be made, and KUBECONFIG names none: {lacking}")
     kube("down")
     kube("build")
-    kube("up", "--nodes", "1")
+    kube("up", "--nodes", str(getattr(request.module, "NODES", 1)))
     os.environ["KUBECONFIG"] = kube("kubeconfig").strip()
 
     def load() -> None:

@@ -143,17 +143,15 @@ class Release:
         wanted = f"app.kubernetes.io/component{f'={component}' if component else '!=test'}"
         return self.core.list_namespaced_pod(self.namespace, label_selector=f"app.kubernetes.io/instance={self.name},{wanted}").items
 
-    def pod(self, component: str) -> Any:
-        """The first pod of a component."""
-        return self.core.read_namespaced_pod(f"{self.name}-{component}-0", self.namespace)
+    def pod(self, component: str, number: int = 0) -> Any:
+        """A pod of a component, the first unless another is asked for."""
+        return self.core.read_namespaced_pod(f"{self.name}-{component}-{number}", self.namespace)
 
-    def id(self, component: str) -> str:
-        """The id of a component's first pod; empty while there is none."""
-        return next((str(pod.metadata.uid) for pod in self.pods(component) if pod.metadata.name == f"{self.name}-{component}-0"), "")
-
-    def replaced(self, component: str, killed: str) -> bool:
+    def replaced(self, component: str, killed: str, number: int = 0) -> bool:
         """Whether another pod is in the place of the one with this id, and everything is ready again."""
-        return self.id(component) not in ("", killed) and self.ready()
+        name = f"{self.name}-{component}-{number}"
+        there = [str(pod.metadata.uid) for pod in self.pods(component) if pod.metadata.name == name]
+        return there not in ([], [killed]) and self.ready()
 
     def ready(self) -> bool:
         """Whether all pods of all servers are ready."""
@@ -164,9 +162,9 @@ class Release:
             for item in sets
         )  # fmt: skip
 
-    def kill(self, component: str) -> str:
+    def kill(self, component: str, number: int = 0) -> str:
         """Take a pod away at once, as when its node dies; returns its id."""
-        pod = self.pod(component)
+        pod = self.pod(component, number)
         self.core.delete_namespaced_pod(pod.metadata.name, self.namespace, grace_period_seconds=0)
         return str(pod.metadata.uid)
 

@@ -127,8 +127,8 @@ def test_no_container_has_a_right_that_it_does_not_need(built: Path) -> None:
 
 
 def test_policies_let_through_what_must_talk_and_nobody_else(built: Path) -> None:
-    policies = {document["metadata"]["name"].removeprefix("grid-"): document["spec"]
-                for document in documents(rendered(built, "ha", "--set", "global.metrics=true")) if document["kind"] == "NetworkPolicy"}  # fmt: skip
+    found = [item for item in documents(rendered(built, "ha", "--set", "global.metrics=true")) if item["kind"] == "NetworkPolicy"]
+    policies = {item["metadata"]["name"].removeprefix("grid-"): item["spec"] for item in found}
     allowed = {
         (peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"], component)
         for component, spec in policies.items()

@@ -9,27 +9,20 @@ from __future__ import annotations
 import functools
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kubernetes import client
 
-from appliance import CAPTURE, ROOT, Stall, assert_served, bin_ends, wait_until
+from appliance import CAPTURE, ROOT, assert_served, bin_ends, wait_until
+from charts.flow import DAY_MS, Y2010_MS, Flow, numbers
 from charts.release import MISSING, SERVERS, HelmError, Release, build, released
-from gridstead import sources, xrootd
-from gridstead.simulate import AccessSimulation
+from gridstead import xrootd
 from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
 
 pytestmark = [pytest.mark.long, pytest.mark.kubernetes]
-
-DAY_MS = 86_400_000
-Y2010_MS = 1_262_304_000_000
-EVENTS = 6000
-
 
 @pytest.fixture(scope="module")
 def grid(cluster: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
@@ -101,7 +94,7 @@ def test_a_scheduled_batch_leaves_what_is_served_as_it_is(grid: Release) -> None
         for pod in grid.core.list_namespaced_pod(grid.namespace, label_selector="job-name=batch-now").items
     ]
     assert done.succeeded == 1, "\n".join(logs)
-    assert _values(grid.documents(0, 2 * Y2010_MS)) == _values(before)
+    assert numbers(grid.documents(0, 2 * Y2010_MS)) == numbers(before)
 
 
 def test_the_dashboard_shows_the_batch_and_its_executor(grid: Release) -> None:
@@ -114,56 +107,6 @@ def test_the_dashboard_shows_the_batch_and_its_executor(grid: Release) -> None:
                 assert "gridstead-batch" in names, f"{row['title']}, {panel['title']}: {expression}"
     processes = {series["metric"]["process"] for series in grid.metrics(f"spark_executor_cpuTime_count{{{of_batch}}}")}
     assert processes - {"driver"}, "an executor in a pod of its own reports too"
-
-
-def _values(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {key: {name: value for name, value in row.items() if isinstance(value, int)} for key, row in documents.items()}
-
-
-class Flow:
-    """Events that flow while something happens, and how long nothing of them was served."""
-
-    def __init__(self, grid: Release, case: int, seconds: float, directory: Path) -> None:
-        """Begin to send."""
-        self._grid = grid
-        start_ms = Y2010_MS + 10 * case * DAY_MS
-        records = list(AccessSimulation(case, EVENTS, start_ms, 86_400, future=0.0, duplicates=0.1))
-        normalised = [sources.normalise(record, received_ms=int(time.time() * 1000)) for record in records]
-        self._expected = grid.expected(normalised)
-        self._range = (start_ms - 8 * DAY_MS, start_ms + 2 * DAY_MS - 1)
-        grid.put("".join(json.dumps(record) + "\n" for record in records).encode(), f"/tmp/events-{case}.jsonl")
-        self._trouble: list[Exception] = []
-        self._sent = threading.Event()
-        self._command = ["gridstead", "replay", f"/tmp/events-{case}.jsonl", "--rate", f"{len(records) / seconds:.0f}", "--timeout", "600"]
-        self._thread = threading.Thread(target=self._send)
-        self._stall = Stall(self._served, self._sent)
-        self._thread.start()
-        self._stall.start()
-        wait_until(lambda: self._stall.seen > 0, "events are served")
-
-    def _send(self) -> None:
-        try:
-            self._grid.exec(*self._command, timeout_s=1200)
-        except Exception as error:
-            self._trouble.append(error)
-        finally:
-            self._sent.set()
-
-    def _served(self) -> int:
-        return sum(document["finished"] for document in self._grid.documents(*self._range).values())
-
-    def flowing(self) -> bool:
-        """Whether events are still being sent."""
-        return not self._sent.is_set()
-
-    def finish(self) -> float:
-        """Wait until all is sent and served exactly; returns the longest time in s for which no more was served than before."""
-        self._thread.join()
-        self._stall.join()
-        if self._trouble:
-            raise self._trouble[0]
-        assert_served(self._grid, self._expected, *self._range, timeout_s=600)
-        return self._stall.longest_s
 
 
 def test_every_pod_is_killed_once_while_events_flow_and_the_counts_are_exact(grid: Release, tmp_path: Path) -> None:
@@ -200,13 +143,13 @@ def test_an_upgrade_that_changes_nothing_restarts_nothing(grid: Release) -> None
 
 
 def test_what_is_uninstalled_and_installed_again_finds_its_data(grid: Release) -> None:
-    served, archived = _values(grid.documents(0, 2 * Y2010_MS)), grid.archived()
+    served, archived = numbers(grid.documents(0, 2 * Y2010_MS)), grid.archived()
     assert served and archived
     grid.stop_client()
     grid.uninstall()
     print(f"installed again after {grid.apply('install'):.0f} s")
     grid.start_client()
-    assert _values(grid.documents(0, 2 * Y2010_MS)) == served
+    assert numbers(grid.documents(0, 2 * Y2010_MS)) == served
     assert set(archived) <= set(grid.archived())
 
 
