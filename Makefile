@@ -90,6 +90,7 @@ KUBE = python tests/lab/kube.py
 
 images: bundle ## Build the images of the containers, or PUSH=registry/prefix the ones that are built
 	@mkdir -p build
+	@if [ -z "$(PUSH)" ] && command -v go >/dev/null; then python tools/bundle.py build victoriametrics; fi # that of the store of metrics
 	@images/build.py --output $(IMAGES) $(if $(PUSH),--push $(PUSH))
 
 kube-up: bootstrap ## A Kubernetes on this machine, of NODES=3 nodes, with the images that are built

@@ -8,8 +8,9 @@ missing=
 for program in debootstrap:debootstrap ip:iproute2 nft:nftables ssh:openssh-client unshare:util-linux; do
   command -v "${program%:*}" >/dev/null || missing="$missing ${program#*:}"
 done
+[ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-  echo "test environment: installing$missing for the test lab"
+  echo "test environment: installing$missing for the test lab and the test cluster"
   # shellcheck disable=SC2086 # several packages in one variable
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null; } ||
     echo "test environment: that failed, so the tests that need hosts will be skipped"

@@ -27,7 +27,7 @@ def kube(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
-    """A cluster that KUBECONFIG names, else one made here, of NODES nodes as the tests' file says; returns what loads the images into it."""
+    """A cluster that KUBECONFIG names, else one made here, of NODES nodes as the tests' file says; returns what loads images into it."""
     if os.environ.get("KUBECONFIG"):
         yield lambda: None
         return
