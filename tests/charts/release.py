@@ -80,10 +80,19 @@ def helm(*arguments: str, timeout_s: float = 900) -> str:
     return done.stdout
 
 
-def build(directory: Path) -> Path:
+def build(directory: Path, tool: Path = ROOT / "tools" / "charts.py") -> Path:
     """Make the charts; returns the directory of the whole one."""
-    subprocess.run([sys.executable, ROOT / "tools" / "charts.py", "build", str(directory)], check=True)
+    subprocess.run([sys.executable, tool, "build", str(directory)], check=True)
     return directory / "gridstead"
+
+
+def build_of(commit: str, directory: Path) -> Path:
+    """Make the charts of a commit; returns the directory of the whole one. Raises CalledProcessError where the history is too short."""
+    tree = directory / "tree"
+    tree.mkdir()
+    packed = subprocess.run(["git", "archive", commit, "charts", "tools", "roles"], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    subprocess.run(["tar", "-x"], cwd=tree, input=packed, check=True)
+    return build(directory / "charts", tree / "tools" / "charts.py")
 
 
 @dataclass
@@ -284,6 +293,10 @@ class Release:
         password = base64.b64decode(self.core.read_namespaced_secret(name, self.namespace).data["password"]).decode()
         host = f"{name}.{self.namespace}.svc.cluster.local"
         return list(json.loads(self.exec("python3", "-c", script, host, question, password))["data"]["result"])
+
+    def volumes(self) -> set[str]:
+        """The ids of the volume claims."""
+        return {claim.metadata.uid for claim in self.core.list_namespaced_persistent_volume_claim(self.namespace).items}
 
     def archived(self) -> list[str]:
         """The files of the archive on HDFS."""

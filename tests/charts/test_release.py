@@ -18,11 +18,14 @@ from kubernetes import client
 
 from appliance import CAPTURE, ROOT, assert_served, bin_ends, wait_until
 from charts.flow import DAY_MS, Y2010_MS, Flow, numbers
-from charts.release import MISSING, SERVERS, HelmError, Release, build, released
+from charts.release import MISSING, SERVERS, HelmError, Release, build, build_of, released
 from gridstead import xrootd
 from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
 
 pytestmark = [pytest.mark.long, pytest.mark.kubernetes]
+PREVIOUS = "6018e0152c08"
+"""The last commit with the charts that are upgraded from."""
+
 
 @pytest.fixture(scope="module")
 def grid(cluster: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
@@ -31,12 +34,21 @@ def grid(cluster: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) 
         pytest.skip(MISSING)
     cluster()
     registry = os.environ.get("GRIDSTEAD_IMAGE_PREFIX")
-    values = {"global": {"metrics": True, **({"image": {"registry": registry}} if registry else {})}}
-    with released(build(tmp_path_factory.mktemp("charts")), "gridstead-test", **values) as release:
-        seconds = release.apply("upgrade", "--install")
-        print(f"\nready after {seconds:.0f} s")
+    image = {"image": {"registry": registry}} if registry else {}
+    before = build_of(PREVIOUS, tmp_path_factory.mktemp("previous"))
+    with released(before, "gridstead-test", **{"global": image}) as release:
+        if not release.pods():
+            print(f"\nthe previous charts were ready after {release.apply('install'):.0f} s")
         release.start_client()
+        release.chart, release.values = build(tmp_path_factory.mktemp("charts")), {"global": {"metrics": True, **image}}
         yield release
+
+
+def test_an_upgrade_from_the_previous_charts_keeps_volumes_and_counts(grid: Release, tmp_path: Path) -> None:
+    volumes = grid.volumes()
+    flow = Flow(grid, 3, 150, tmp_path)
+    print(f"upgrade from the previous charts ready after {grid.apply('upgrade'):.0f} s; longest stall {flow.finish():.0f} s")
+    assert volumes <= grid.volumes()
 
 
 def test_helm_test_runs_the_smoke_tests(grid: Release) -> None:
@@ -120,7 +132,7 @@ def test_every_pod_is_killed_once_while_events_flow_and_the_counts_are_exact(gri
 
 
 def test_an_upgrade_that_changes_a_heap_and_its_rollback_lose_nothing(grid: Release, tmp_path: Path) -> None:
-    volumes = {claim.metadata.uid for claim in grid.core.list_namespaced_persistent_volume_claim(grid.namespace).items}
+    volumes = grid.volumes()
     ids = {component: grid.pod(component).metadata.uid for component in SERVERS}
     password = grid.core.read_namespaced_secret(f"{grid.name}-activemq", grid.namespace).data
     flow = Flow(grid, 2, 150, tmp_path)
@@ -132,7 +144,7 @@ def test_an_upgrade_that_changes_a_heap_and_its_rollback_lose_nothing(grid: Rele
     wait_until(grid.ready, "the rollback is ready", 300)
     print(f"rollback ready after {time.monotonic() - begun:.0f} s; longest stall {flow.finish():.0f} s")
     assert "-Xmx384m" in grid.exec("sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline", pod=f"{grid.name}-kafka-0")
-    assert {claim.metadata.uid for claim in grid.core.list_namespaced_persistent_volume_claim(grid.namespace).items} == volumes
+    assert grid.volumes() == volumes
     assert grid.core.read_namespaced_secret(f"{grid.name}-activemq", grid.namespace).data == password
 
 

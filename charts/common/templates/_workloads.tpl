@@ -1,5 +1,5 @@
 {{/*
-A StatefulSet of servers with its headless service: the dict of common.pod, and "replicas" "management" (Parallel or OrderedReady),
+A StatefulSet of servers with its headless service: the dict of common.pod, and "replicas" "management" (Parallel or OrderedReady, which no upgrade can change),
 "checksum" (text whose change restarts the pods), "fixed" (whether their number cannot change).
 */}}
 {{- define "common.servers" -}}
