@@ -13,10 +13,11 @@ from collections.abc import Callable
 from gridstead.bridge.frames import Frame, FrameError, FrameReader, encode
 from gridstead.config import StompClient
 
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 5.0
 SILENCE_S = 3 * HEARTBEAT_S
 """The broker is taken for dead after this long without a byte, heart-beats included."""
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
 DISCONNECT_TIMEOUT_S = 2.0
 IDLE_S = 0.2
 RECEIVE_BYTES = 1 << 20
@@ -50,7 +51,7 @@ class Source:
         if client.username is not None:
             headers |= {"login": client.username, "passcode": client.password or ""}
         self._write(encode("CONNECT", headers))
-        self._expect("CONNECTED", CONNECT_TIMEOUT_S)
+        self._expect("CONNECTED", ANSWER_TIMEOUT_S)
         subscription = {
             "id": "bridge",
             "destination": self.queue,
@@ -60,7 +61,7 @@ class Source:
             "receipt": "subscribed",
         }
         self._write(encode("SUBSCRIBE", subscription))
-        self._expect("RECEIPT", CONNECT_TIMEOUT_S)
+        self._expect("RECEIPT", ANSWER_TIMEOUT_S)
 
     def receive(
         self, max_messages: int, max_bytes: int, linger_s: float, stopping: Callable[[], bool] = lambda: False

@@ -15,6 +15,9 @@ import stomp
 
 from gridstead.config import StompClient
 
+CONNECT_TIMEOUT_S = 5.0
+HEARTBEAT_MS = 5000
+"""A broker whose host was cut off ends no connection: it is taken for dead after three of these without a byte."""
 _numbers = itertools.count(1)
 logging.getLogger("stomp.py").setLevel(logging.CRITICAL)  # what it would log comes as BrokerError
 
@@ -72,7 +75,9 @@ class Broker:
         self._connection = stomp.Connection12(
             list(settings.hosts),
             reconnect_attempts_max=1,
-            timeout=timeout_s,
+            timeout=CONNECT_TIMEOUT_S,
+            heartbeats=(HEARTBEAT_MS, HEARTBEAT_MS),
+            heart_beat_receive_scale=3,
             auto_decode=False,
             auto_content_length=False,
             try_loopback_connect=False,

@@ -30,8 +30,10 @@ from gridstead.sources import SOURCE_HEADER, normalise_json
 log = logging.getLogger("gridstead.collector")
 logging.getLogger("stomp.py").setLevel(logging.CRITICAL)  # it logs each attempt; the links below log changes of state
 
-HEARTBEAT_MS = 10_000
-CONNECT_TIMEOUT_S = 10.0
+HEARTBEAT_MS = 5000
+"""The broker is taken for dead after three of these without a byte."""
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
 BACKOFF_MAX_S = 3.0
 RECEIPT_TIMEOUT_S = 60.0
 BATCH_ROWS = 1000
@@ -75,10 +77,10 @@ class _Link(stomp.ConnectionListener):
             self.close()
             raise LinkError(f"no STOMP connection to {where} ({_why(error)})") from error
         with self._changed:  # stomp.py's own wait has no time limit: a broker may accept and never answer
-            self._changed.wait_for(lambda: self._answered or bool(self.broken), CONNECT_TIMEOUT_S)
+            self._changed.wait_for(lambda: self._answered or bool(self.broken), ANSWER_TIMEOUT_S)
         if not self._answered:
             self.close()
-            raise LinkError(self.broken or f"{where} does not answer within {CONNECT_TIMEOUT_S:.0f} s")
+            raise LinkError(self.broken or f"{where} does not answer within {ANSWER_TIMEOUT_S:.0f} s")
 
     def on_connected(self, frame: Frame) -> None:
         """The broker accepted the connection."""
