@@ -151,6 +151,9 @@ def test_several_namenodes_are_set_up_as_on_hosts() -> None:
     assert plain and plain.items() <= here.items()
     assert here["dfs.nameservices"] == load(ROOT / "roles/hdfs/defaults/main.yml")["hdfs_nameservice"]
     client = (ROOT / "charts/hdfs/templates/client.yaml").read_text()
+    given = dict(re.findall(r"<name>(.+?)</name><value>(.+?)</value>", client))
+    cluster = {name: value for name, value in on_hosts["_hdfs_hdfs_site_cluster"].items() if "stale" in name or "client" in name}
+    assert len(cluster) == 5 and cluster.items() <= given.items()
     assert set(re.findall(r"<name>(.+?)</name>", client)) >= on_hosts["_hdfs_core_site_ha"].keys()
 
 
