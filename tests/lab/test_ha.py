@@ -343,7 +343,7 @@ def test_a_rolling_restart_of_hdfs_stops_no_namenode_but_the_one_it_restarts(clu
 
 def test_a_rolling_restart_of_everything_while_events_arrive(cluster: Cluster, tmp_path: Path) -> None:
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
-    with cluster.traffic(tmp_path, 800_000):
+    with cluster.traffic(tmp_path, 1_600_000):
         steps = restarted(cluster.documented("rolling-restart", 0))
     assert len(steps) == len(set(steps))
     running = "systemctl list-units --no-legend --state=active 'gridstead-*.service' | wc -l"
