@@ -20,6 +20,8 @@
 <property><name>dfs.client.failover.sleep.max.millis</name><value>2000</value></property>
 <property><name>dfs.client.failover.max.attempts</name><value>45</value></property>
 <property><name>dfs.namenode.shared.edits.dir</name><value>qjournal://{{ join ";" $journals }}/gridstead</value></property>
+<property><name>dfs.ha.tail-edits.in-progress</name><value>true</value></property>
+<property><name>dfs.ha.tail-edits.period</name><value>5s</value></property>
 <property><name>dfs.ha.automatic-failover.enabled</name><value>true</value></property>
 <property><name>dfs.ha.fencing.methods</name><value>shell(/bin/true)</value></property>
 {{- end -}}
