@@ -341,6 +341,7 @@ def test_a_rolling_restart_of_hdfs_stops_no_namenode_but_the_one_it_restarts(clu
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
 
 
+@pytest.mark.timeout(3600)
 def test_a_rolling_restart_of_everything_while_events_arrive(cluster: Cluster, tmp_path: Path) -> None:
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
     with cluster.traffic(tmp_path, 1_600_000):
