@@ -106,7 +106,7 @@ class Release:
 
     def __post_init__(self) -> None:
         """Connect to the cluster of KUBECONFIG, and make the namespace."""
-        config.load_kube_config()
+        config.load_kube_config(os.environ.get("KUBECONFIG"))  # at its import there was perhaps no cluster yet
         self.core, self.apps, self.batch = client.CoreV1Api(), client.AppsV1Api(), client.BatchV1Api()
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         metadata = client.V1ObjectMeta(name=self.namespace, labels=labels)
