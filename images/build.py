@@ -224,7 +224,7 @@ def in_own_mounts() -> None:
 def main() -> None:
     """Build, then push if asked to."""
     parser = argparse.ArgumentParser(prog="build.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(play.ENTRIES)}; if none is given, all that the bundle has")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"of {', '.join(play.ENTRIES)}; if none is given, what the bundle has")
     parser.add_argument("--output", type=Path, default=play.ROOT / "build/images", help="directory of the OCI layout (build/images)")
     parser.add_argument("--push", metavar="PREFIX", help="copy what the layout has to a registry, as PREFIX/NAME:TAG, and build nothing")
     parser.add_argument("--push-option", action="append", default=[], metavar="OPTION", help="a further option of skopeo copy")
