@@ -10,9 +10,10 @@ if [ -n "$(ls -A "$name" 2>/dev/null)" ]; then
   echo "$name holds a namespace: nothing to do"
   exit 0
 fi
+pod=$(hostname)
 if [ "$NAMENODES" -gt 1 ]; then
   while :; do
-    if [ "${HOSTNAME##*-}" = 0 ] && [ -z "$volumes" ]; then
+    if [ "${pod##*-}" = 0 ] && [ -z "$volumes" ]; then
       hadoop namenode -format -nonInteractive -clusterid gridstead && exit 0
     fi
     hadoop namenode -bootstrapStandby -nonInteractive && exit 0
