@@ -24,6 +24,18 @@ def numbers(documents: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
     return {key: {name: value for name, value in row.items() if isinstance(value, int)} for key, row in documents.items()}
 
 
+def assert_uninstalling_keeps_the_data(grid: Release) -> None:
+    """Uninstall the release and install it again: what was served is served, what was archived is archived."""
+    served, archived = numbers(grid.documents(0, 2 * Y2010_MS)), grid.archived()
+    assert served and archived
+    grid.stop_client()
+    grid.uninstall()
+    print(f"installed again after {grid.apply('install'):.0f} s")
+    grid.start_client()
+    assert numbers(grid.documents(0, 2 * Y2010_MS)) == served
+    assert set(archived) <= set(grid.archived())
+
+
 class Flow:
     """Events that flow while something happens, and how long nothing of them was served."""
 

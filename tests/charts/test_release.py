@@ -17,13 +17,13 @@ import pytest
 from kubernetes import client
 
 from appliance import CAPTURE, ROOT, assert_served, bin_ends, wait_until
-from charts.flow import DAY_MS, Y2010_MS, Flow, numbers
+from charts.flow import DAY_MS, Y2010_MS, Flow, assert_uninstalling_keeps_the_data, numbers
 from charts.release import MISSING, SERVERS, HelmError, Release, build, build_of, released
 from gridstead import xrootd
 from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
 
 pytestmark = [pytest.mark.long, pytest.mark.kubernetes]
-PREVIOUS = "6018e0152c08"
+PREVIOUS = "5fa6142710a2"
 """The last commit with the charts that are upgraded from."""
 
 
@@ -157,14 +157,7 @@ def test_an_upgrade_that_changes_nothing_restarts_nothing(grid: Release) -> None
 
 
 def test_what_is_uninstalled_and_installed_again_finds_its_data(grid: Release) -> None:
-    served, archived = numbers(grid.documents(0, 2 * Y2010_MS)), grid.archived()
-    assert served and archived
-    grid.stop_client()
-    grid.uninstall()
-    print(f"installed again after {grid.apply('install'):.0f} s")
-    grid.start_client()
-    assert numbers(grid.documents(0, 2 * Y2010_MS)) == served
-    assert set(archived) <= set(grid.archived())
+    assert_uninstalling_keeps_the_data(grid)
 
 
 def test_no_namespace_is_made_where_the_volume_of_the_namenode_is_lost(grid: Release) -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from appliance import wait_until
-from charts.flow import Y2010_MS, Flow, numbers
+from charts.flow import Y2010_MS, Flow, assert_uninstalling_keeps_the_data, numbers
 from charts.release import MISSING, Release, build, released
 
 pytestmark = [pytest.mark.long, pytest.mark.kubernetes]
@@ -102,11 +102,4 @@ def test_a_namenode_that_lost_its_volume_copies_the_namespace_from_another(grid:
 
 
 def test_what_is_uninstalled_and_installed_again_finds_its_data(grid: Release) -> None:
-    served, archived = numbers(grid.documents(0, 2 * Y2010_MS)), grid.archived()
-    assert served and archived
-    grid.stop_client()
-    grid.uninstall()
-    print(f"installed again after {grid.apply('install'):.0f} s")
-    grid.start_client()
-    assert numbers(grid.documents(0, 2 * Y2010_MS)) == served
-    assert set(archived) <= set(grid.archived())
+    assert_uninstalling_keeps_the_data(grid)

@@ -298,9 +298,9 @@ def test_counts_are_exact_after_a_host_was_lost_during_a_replay(cluster: Cluster
         cluster.on(GATEWAY, f"date | {HADOOP} fs -put -f - /tmp/written-after-a-loss", timeout=200)
         print(f"\nHDFS took a file {time.monotonic() - gone:.0f} s after the {way} of {victim}, {lost}")
         cluster.on(GATEWAY, f"{GRIDSTEAD} smoke --only hdfs --only kafka --only stomp --only elasticsearch", timeout=400)
-        time.sleep(max(0.0, AWAY_S[way] - (time.monotonic() - gone)))
+        time.sleep(max(0.0, AWAY_S[way] - (time.monotonic() - gone)))  # no wait for anything: the host is to be away so long
         cluster.hosts.do("start" if way == "crash" else "heal", victim)
-        time.sleep(RECOVERY_S)
+        time.sleep(RECOVERY_S)  # nor this: events are to arrive while it comes back
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 400)
     print(f"all well again {time.monotonic() - gone:.0f} s after it")
 

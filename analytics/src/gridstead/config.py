@@ -454,6 +454,12 @@ def _client_json(file: str, key: str, config: Config) -> dict[str, Any]:
     return document
 
 
+STOMP_CONNECT_TIMEOUT_S = 5.0
+STOMP_HEARTBEAT_S = 5.0
+STOMP_SILENT_BEATS = 3
+"""A broker whose host was cut off ends no connection: without a byte for so many heart-beats it is taken for dead."""
+
+
 @dataclass(frozen=True)
 class StompClient:
     """How to reach the broker over STOMP: hosts as (name, port), and the credentials (None: anonymous)."""

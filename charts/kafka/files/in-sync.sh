@@ -1,9 +1,9 @@
 # shellcheck shell=bash
 # Well: the broker takes connections, and no partition of which it has a copy lacks that copy.
-exec 3<>"/dev/tcp/$HOSTNAME/9092" || exit 1
+exec 3<>"/dev/tcp/$HOSTNAME/$PORT" || exit 1
 number=${HOSTNAME##*-}
 java -Xmx64m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp '/opt/gridstead/kafka/current/lib/*' org.apache.kafka.tools.TopicCommand \
-  --bootstrap-server "$(hostname -f):9092" --describe --under-replicated-partitions 2>/dev/null >/tmp/behind || exit 1
+  --bootstrap-server "$(hostname -f):$PORT" --describe --under-replicated-partitions 2>/dev/null >/tmp/behind || exit 1
 ! awk -F '\t' -v id="$((number + 1))" '
   function has(list) { return index("," list ",", "," id ",") }
   { kept = in_sync = ""

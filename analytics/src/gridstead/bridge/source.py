@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable
 
 from gridstead.bridge.frames import Frame, FrameError, FrameReader, encode
-from gridstead.config import StompClient
+from gridstead.config import STOMP_CONNECT_TIMEOUT_S, STOMP_HEARTBEAT_S, STOMP_SILENT_BEATS, StompClient
 
-HEARTBEAT_S = 5.0
-SILENCE_S = 3 * HEARTBEAT_S
-"""The broker is taken for dead after this long without a byte, heart-beats included."""
-CONNECT_TIMEOUT_S = 5.0
+SILENCE_S = STOMP_SILENT_BEATS * STOMP_HEARTBEAT_S
 ANSWER_TIMEOUT_S = 10.0
 DISCONNECT_TIMEOUT_S = 2.0
 IDLE_S = 0.2
@@ -46,7 +43,7 @@ class Source:
             raise
 
     def _open(self, client: StompClient, window_bytes: int) -> None:
-        beat = str(int(HEARTBEAT_S * 1000))
+        beat = str(int(STOMP_HEARTBEAT_S * 1000))
         headers = {"accept-version": "1.2", "host": client.hosts[0][0], "heart-beat": f"{beat},{beat}"}
         if client.username is not None:
             headers |= {"login": client.username, "passcode": client.password or ""}
@@ -94,7 +91,7 @@ class Source:
 
     def beat(self) -> None:
         """Send a heart-beat if one is due; to be called at least every few seconds. Raises SourceError."""
-        if time.monotonic() - self._written > HEARTBEAT_S / 2:
+        if time.monotonic() - self._written > STOMP_HEARTBEAT_S / 2:
             self._write(b"\n")
 
     def close(self) -> None:
@@ -158,7 +155,7 @@ def _connect(hosts: tuple[tuple[str, int], ...]) -> tuple[socket.socket, str]:
     failures = []
     for host, port in hosts:
         try:
-            connected = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+            connected = socket.create_connection((host, port), STOMP_CONNECT_TIMEOUT_S)
         except OSError as error:
             failures.append(f"{host}:{port} ({error})")
             continue

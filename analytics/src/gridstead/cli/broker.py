@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import stomp
 
-from gridstead.config import StompClient
+from gridstead.config import STOMP_CONNECT_TIMEOUT_S, STOMP_HEARTBEAT_S, STOMP_SILENT_BEATS, StompClient
 
-CONNECT_TIMEOUT_S = 5.0
-HEARTBEAT_MS = 5000
-"""A broker whose host was cut off ends no connection: it is taken for dead after three of these without a byte."""
+HEARTBEAT_MS = int(STOMP_HEARTBEAT_S * 1000)
 _numbers = itertools.count(1)
 logging.getLogger("stomp.py").setLevel(logging.CRITICAL)  # what it would log comes as BrokerError
 
@@ -75,9 +73,9 @@ class Broker:
         self._connection = stomp.Connection12(
             list(settings.hosts),
             reconnect_attempts_max=1,
-            timeout=CONNECT_TIMEOUT_S,
+            timeout=STOMP_CONNECT_TIMEOUT_S,
             heartbeats=(HEARTBEAT_MS, HEARTBEAT_MS),
-            heart_beat_receive_scale=3,
+            heart_beat_receive_scale=STOMP_SILENT_BEATS,
             auto_decode=False,
             auto_content_length=False,
             try_loopback_connect=False,

@@ -23,16 +23,14 @@ from stomp.exception import ConnectFailedException, StompException
 from stomp.utils import Frame
 
 from gridstead.collector.store import DEAD_LETTER, Row, Store
-from gridstead.config import StompClient
+from gridstead.config import STOMP_CONNECT_TIMEOUT_S, STOMP_HEARTBEAT_S, STOMP_SILENT_BEATS, StompClient
 from gridstead.events import Event, ValidationError
 from gridstead.sources import SOURCE_HEADER, normalise_json
 
 log = logging.getLogger("gridstead.collector")
 logging.getLogger("stomp.py").setLevel(logging.CRITICAL)  # it logs each attempt; the links below log changes of state
 
-HEARTBEAT_MS = 5000
-"""The broker is taken for dead after three of these without a byte."""
-CONNECT_TIMEOUT_S = 5.0
+HEARTBEAT_MS = int(STOMP_HEARTBEAT_S * 1000)
 ANSWER_TIMEOUT_S = 10.0
 BACKOFF_MAX_S = 3.0
 RECEIPT_TIMEOUT_S = 60.0
@@ -63,9 +61,9 @@ class _Link(stomp.ConnectionListener):
         self._connection = stomp.Connection12(
             list(client.hosts),
             reconnect_attempts_max=1,
-            timeout=CONNECT_TIMEOUT_S,
+            timeout=STOMP_CONNECT_TIMEOUT_S,
             heartbeats=(HEARTBEAT_MS, HEARTBEAT_MS),
-            heart_beat_receive_scale=3,
+            heart_beat_receive_scale=STOMP_SILENT_BEATS,
             keepalive=True,
             auto_decode=False,
         )
