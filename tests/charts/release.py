@@ -218,8 +218,9 @@ class Release:
         wait_until(lambda: self._client().status.phase == "Running", "the client runs")
 
     def stop_client(self) -> None:
-        """Take the client away."""
-        self.core.delete_namespaced_pod("client", self.namespace, grace_period_seconds=0)
+        """Take the client away, if it is there."""
+        if any(pod.metadata.name == "client" for pod in self.pods("test")):
+            self.core.delete_namespaced_pod("client", self.namespace, grace_period_seconds=0)
         wait_until(lambda: "client" not in {pod.metadata.name for pod in self.pods("test")}, "the client is gone")
 
     def _client(self) -> Any:

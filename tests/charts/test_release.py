@@ -108,6 +108,7 @@ def test_a_scheduled_batch_leaves_what_is_served_as_it_is(grid: Release) -> None
         for pod in grid.core.list_namespaced_pod(grid.namespace, label_selector="job-name=batch-now").items
     ]
     assert done.succeeded == 1, "\n".join(logs)
+    grid.batch.delete_namespaced_job("batch-now", grid.namespace, propagation_policy="Foreground")
     assert numbers(grid.documents(0, 2 * Y2010_MS)) == numbers(before)
 
 
