@@ -154,9 +154,20 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.long  # Debian's package of the registry starts it on all addresses, so make test does not install it
-@pytest.mark.skipif(not (shutil.which("skopeo") and shutil.which("docker-registry")), reason="needs skopeo and docker-registry")
-def test_images_are_pushed_to_a_registry_under_the_same_digest(tmp_path: Path) -> None:
+@pytest.fixture
+def registry(tmp_path: Path) -> str:
+    """A registry's program; from Debian's package, which is unpacked and not installed, as that starts it on all addresses."""
+    if found := shutil.which("docker-registry"):
+        return found
+    package = "apt-get download -q docker-registry && dpkg-deb -x docker-registry_*.deb ."
+    done = subprocess.run(["sh", "-c", package], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        pytest.skip(f"needs docker-registry, which is not here and not to be had: {done.stderr.strip()[-300:]}")
+    return str(tmp_path / "usr/bin/docker-registry")
+
+
+@pytest.mark.skipif(not shutil.which("skopeo"), reason="needs skopeo")
+def test_images_are_pushed_to_a_registry_under_the_same_digest(registry: str, tmp_path: Path) -> None:
     layout = Layout(tmp_path / "layout")
     image = layout.image("localhost/gridstead/one:1", [layout.layer(tree(tmp_path / "root"))], {"User": "1"}, {"label": "value"})
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -164,7 +175,7 @@ def test_images_are_pushed_to_a_registry_under_the_same_digest(tmp_path: Path) -
     address = f"127.0.0.1:{port}"
     settings = {"version": 0.1, "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}, "http": {"addr": address}}
     (tmp_path / "registry.yml").write_text(json.dumps(settings))
-    with subprocess.Popen(["docker-registry", "serve", str(tmp_path / "registry.yml")], stderr=subprocess.DEVNULL) as registry:
+    with subprocess.Popen([registry, "serve", str(tmp_path / "registry.yml")], stderr=subprocess.DEVNULL) as server:
         try:
             wait_until(lambda: listens(port), "the registry listens", 20)
             push = [sys.executable, str(IMAGES / "build.py"), "--output", str(layout.directory), "--push", f"{address}/site/grid"]
@@ -172,4 +183,4 @@ def test_images_are_pushed_to_a_registry_under_the_same_digest(tmp_path: Path) -
             look = ["skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", f"docker://{address}/site/grid/one:1"]
             assert subprocess.run(look, capture_output=True, text=True, check=True, timeout=30).stdout.strip() == image.digest
         finally:
-            registry.terminate()
+            server.terminate()
