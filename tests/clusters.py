@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from typing import Any
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent / "lab"))
+import open_files
 from appliance import ROOT, STATISTICS, Appliance, Stall, Statistics, assert_served, run, wait_until
 from gridstead import sources
 from gridstead.pseudonyms import Pseudonyms
@@ -39,23 +40,12 @@ SMALL: dict[str, Any] = yaml.safe_load((ROOT / "molecule/cluster/group_vars/all.
 OTHER_KAFKA = "4.3.0"
 """Another version than the bundle's."""
 
-LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-
-
-def open_files_missing() -> str:
-    """Why Elasticsearch cannot run on hosts of this machine; empty where it can."""
-    few = LIMIT < 65536 and not shutil.which("gcc")
-    return "Elasticsearch wants 65536 open files, and nobody can pretend" if few else ""
-
 
 def pretend_open_files(hosts: Hosts, names: Sequence[str], directory: Path) -> None:
     """Give Elasticsearch on these hosts the limit of open files that it insists on, in its own eyes; nothing where they have it."""
-    if LIMIT >= 65536:
+    if open_files.LIMIT >= open_files.NEEDED:
         return
-    library = directory / "nofile.so"
-    if not library.exists():
-        source = Path(__file__).parent / "lab" / "nofile.c"
-        run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)])
+    library = open_files.library(directory)
     unit = "/etc/systemd/system/gridstead-elasticsearch.service.d"
     script = (
         f"cat > /usr/local/lib/nofile.so.new && mv /usr/local/lib/nofile.so.new /usr/local/lib/nofile.so && mkdir -p {unit} && "

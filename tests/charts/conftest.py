@@ -15,8 +15,7 @@ from hosts import missing
 
 sys.path.insert(0, str(ROOT / "tests" / "lab"))  # kube_build.py
 import kube_build
-
-IMAGES = Path(os.environ.get("GRIDSTEAD_IMAGES") or ROOT / "build" / "images")
+from charts.release import IMAGES
 
 
 def kube(*words: str) -> str:
@@ -26,10 +25,10 @@ def kube(*words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
-    """A cluster that KUBECONFIG names, else one made here, of NODES nodes as the tests' file says; returns what loads images into it."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[Callable[..., bool]]:
+    """A cluster that KUBECONFIG names, else one made here, with NODES nodes of the tests' file; returns what loads images where it may."""
     if os.environ.get("KUBECONFIG"):
-        yield lambda: None
+        yield lambda _layout=IMAGES: False
         return
     if lacking := missing() or kube_build.missing():
         pytest.skip(f"no cluster can be made, and KUBECONFIG names none: {lacking}")
@@ -38,10 +37,11 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
     kube("up", "--nodes", str(getattr(request.module, "NODES", 1)))
     os.environ["KUBECONFIG"] = kube("kubeconfig").strip()
 
-    def load() -> None:
-        if not (IMAGES / "index.json").exists():
-            pytest.skip(f"{IMAGES} has no images: make images")
-        kube("load", str(IMAGES))
+    def load(layout: Path = IMAGES) -> bool:
+        if not (layout / "index.json").exists():
+            pytest.skip(f"{layout} has no images: make images")
+        kube("load", str(layout))
+        return True
 
     try:
         yield load

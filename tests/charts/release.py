@@ -29,6 +29,7 @@ from gridstead.statistic import STATISTICS
 from oracle import distinct, oracle_statistics
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGES = Path(os.environ.get("GRIDSTEAD_IMAGES") or ROOT / "build" / "images")
 MISSING = "" if shutil.which("helm") else kube_build.missing()
 """What this machine lacks to have helm; empty if it has it, or can build it."""
 SERVERS = ("hdfs-namenode", "hdfs-datanode", "kafka", "activemq", "elasticsearch", "victoriametrics", "collector", "bridge", "stream")
@@ -64,6 +65,11 @@ class ExecError(OSError):
 def _exec() -> Any:
     """The call that opens a stream, of a client of its own: for as long as it opens one, a client can do nothing else."""
     return client.CoreV1Api(client.ApiClient()).connect_get_namespaced_pod_exec
+
+
+def connect() -> None:
+    """Make the cluster of KUBECONFIG that of the client, which read the variable at its import, when there was perhaps no cluster yet."""
+    config.load_kube_config(os.environ.get("KUBECONFIG"))
 
 
 @functools.cache
@@ -106,7 +112,7 @@ class Release:
 
     def __post_init__(self) -> None:
         """Connect to the cluster of KUBECONFIG, and make the namespace."""
-        config.load_kube_config(os.environ.get("KUBECONFIG"))  # at its import there was perhaps no cluster yet
+        connect()
         self.core, self.apps, self.batch = client.CoreV1Api(), client.AppsV1Api(), client.BatchV1Api()
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         metadata = client.V1ObjectMeta(name=self.namespace, labels=labels)

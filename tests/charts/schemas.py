@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kubernetes import client, config
+from kubernetes import client
+
+from charts.release import connect
 
 KINDS = "x-kubernetes-group-version-kind"
 _FREE = {"io.k8s.apimachinery.pkg.api.resource.Quantity": {"type": ["string", "number"]},
@@ -16,7 +18,7 @@ _FREE = {"io.k8s.apimachinery.pkg.api.resource.Quantity": {"type": ["string", "n
 
 def of_cluster() -> dict[str, Any]:
     """The definitions of the cluster of KUBECONFIG."""
-    config.load_kube_config()
+    connect()
     answer: Any = client.ApiClient().call_api(
         "/openapi/v2", "GET", response_type="object", auth_settings=["BearerToken"], _return_http_data_only=True
     )

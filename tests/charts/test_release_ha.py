@@ -14,7 +14,7 @@ import yaml
 
 from appliance import wait_until
 from charts.flow import Y2010_MS, Flow, assert_uninstalling_keeps_the_data, numbers
-from charts.release import MISSING, Release, build, released
+from charts.release import MISSING, HelmError, Release, build, released
 
 pytestmark = [pytest.mark.long, pytest.mark.kubernetes]
 
@@ -23,7 +23,7 @@ VOTERS = ("zookeeper", "hdfs-journalnode", "kafka", "elasticsearch")
 
 
 @pytest.fixture(scope="module")
-def grid(cluster: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+def grid(cluster: Callable[..., bool], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The release under test."""
     if MISSING:
         pytest.skip(MISSING)
@@ -64,6 +64,21 @@ def test_status_and_doctor_know_the_release(grid: Release) -> None:
     assert services.keys() >= {*VOTERS, "hdfs-namenode", "hdfs-datanode"}
     assert all(service["healthy"] for service in services.values())
     assert grid.gridstead("doctor")["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("hdfs.replication=2,hdfs.datanode.replicas=2", "hdfs-datanode has 3 pods and would get 2: what only the others hold"),
+        ("kafka.replicas=5", "kafka has 3 pods and would get 5: they agree by votes"),
+        ("hdfs.journalnode.replicas=5", "hdfs-journalnode has 3 pods and would get 5: they agree by votes"),
+    ],
+)
+def test_what_would_lose_copies_or_votes_is_refused(grid: Release, setting: str, why: str) -> None:
+    before = {pod.metadata.uid for pod in grid.pods()}
+    with pytest.raises(HelmError, match=why):
+        grid.apply("upgrade", "--set", setting)
+    assert {pod.metadata.uid for pod in grid.pods()} == before
 
 
 def test_one_server_of_each_kind_is_killed_while_events_flow_and_the_counts_are_exact(grid: Release, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 from appliance import assert_served, wait_until
 from aws import ROOT, Aws, Run
 from census import census, names, nodes
-from clusters import HADOOP, HostedCluster, open_files_missing
+from clusters import HADOOP, HostedCluster, open_files
 from hosts import Hosts, changed, missing
 from machines import NETWORK, OUTSIDE, Machines, host_of
 
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.timeout(3600),
     pytest.mark.skipif(bool(missing()), reason=missing() or "a lab can be made"),
-    pytest.mark.skipif(bool(open_files_missing()), reason=open_files_missing() or "Elasticsearch can run"),
+    pytest.mark.skipif(bool(open_files.missing()), reason=open_files.missing() or "Elasticsearch can run"),
 ]
 NAME = "real"
 GROUPS = {

@@ -27,6 +27,7 @@ from oci import Layout
 import kube_build
 import kube_settings
 import lab as hosts
+import open_files
 from errors import LabError, run
 from state import FIRST_HOST, Lab
 
@@ -85,7 +86,8 @@ def cmd_up(lab: Lab, arguments: argparse.Namespace) -> None:
         addresses = {name: str(lab.subnet[FIRST_HOST + index]) for index, name in enumerate(names)}
         lab.define(gate=[addresses["node1"], kube_settings.API_PORT])
         (lab.directory / "volumes").mkdir()
-        kube_settings.write(lab.directory / "kube", addresses)
+        (lab.directory / "kube").mkdir()
+        kube_settings.write(lab.directory / "kube", addresses, runtime(programs, lab.directory / "kube"))
         own_images(programs, lab.directory / "kube" / "images.tar")
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {lab.name}", "-f", str(lab.key)])
         hosts.start_holder(lab)
@@ -100,6 +102,13 @@ def cmd_up(lab: Lab, arguments: argparse.Namespace) -> None:
             hosts.end(lab)
         raise
     print(f"cluster {lab.name} of {len(names)} nodes was ready after {time.monotonic() - started:.1f} s\n{kubeconfig(lab)}")
+
+
+def runtime(programs: Path, directory: Path) -> dict[str, Any] | None:
+    """What every container begins with where Elasticsearch would refuse the machine's limit of open files; else nothing."""
+    if open_files.LIMIT >= open_files.NEEDED or open_files.missing():
+        return None
+    return kube_settings.with_library(json.loads(run([str(programs / "ctr"), "oci", "spec"])), open_files.library(directory).name)
 
 
 def link_programs(lab: Lab, programs: Path) -> None:

@@ -40,7 +40,7 @@ state = "/run/containerd"
     bin_dirs = ["/opt/kube/cni"]
     conf_dir = "/etc/kube/cni-NODE"
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-    runtime_type = "io.containerd.runc.v2"
+    runtime_type = "io.containerd.runc.v2"RUNTIME
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       BinaryName = "/opt/kube/runc"
       SystemdCgroup = false
@@ -52,19 +52,33 @@ def number(address: str) -> int:
     return int(address.rpartition(".")[2])
 
 
-def write(directory: Path, nodes: Nodes) -> None:
-    """Write everything below a directory, which the nodes see as /etc/kube."""
-    (directory / "pki").mkdir(parents=True, mode=0o700)
+def write(directory: Path, nodes: Nodes, runtime: dict[str, Any] | None = None) -> None:
+    """Write all below a directory, which the nodes see as /etc/kube; containers begin with runtime, an OCI specification."""
+    (directory / "pki").mkdir(mode=0o700)
+    containerd = _CONTAINERD.replace("RUNTIME", f'\n    base_runtime_spec = "{_KUBE}/runtime.json"' if runtime else "")
+    if runtime:
+        _json(directory / "runtime.json", runtime)
     master = next(iter(nodes))
     _certificates(directory / "pki", nodes)
     for user in ("admin", "controller-manager", "scheduler", "proxy", *(f"kubelet-{node}" for node in nodes)):
         _json(directory / f"{user}.conf", _kubeconfig(f"https://{nodes[master]}:{API_PORT}", user))
     for node, address in nodes.items():
-        (directory / f"containerd-{node}.toml").write_text(_CONTAINERD.replace("NODE", node))
+        (directory / f"containerd-{node}.toml").write_text(containerd.replace("NODE", node))
         (directory / f"cni-{node}").mkdir()
         _json(directory / f"cni-{node}/10-lab.conflist", _network(number(address)))
         _json(directory / f"kubelet-{node}.yaml", _kubelet(node))
         _json(directory / f"{node}.json", _steps(node, nodes))
+
+
+def with_library(specification: dict[str, Any], library: str) -> dict[str, Any]:
+    """The specification of a container without limits of its own, with a library of /etc/kube that its programs load first."""
+    inside = f"/usr/local/lib/{library}"
+    process = specification["process"]
+    process["rlimits"] = []
+    process["env"] = [f"LD_PRELOAD={inside}"]
+    mount = {"destination": inside, "type": "bind", "source": f"{_KUBE}/{library}", "options": ["bind", "ro", "nosuid", "nodev"]}
+    specification["mounts"].append(mount)
+    return specification
 
 
 def outside(directory: Path, gate: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 
 import documented
 from appliance import ROOT, run, wait_until
-from clusters import GRIDSTEAD, HADOOP, LIMIT, OTHER_KAFKA, SMALL, HostedCluster, bundle_with_kafka, open_files_missing, pretend_open_files
+from clusters import GRIDSTEAD, HADOOP, OTHER_KAFKA, SMALL, HostedCluster, bundle_with_kafka, open_files, pretend_open_files
 from hosts import Hosts, changed, missing
 from support_bundle import texts_of
 
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.lab,
     pytest.mark.long,
     pytest.mark.skipif(bool(missing()), reason=missing() or "a lab can be made"),
-    pytest.mark.skipif(bool(open_files_missing()), reason=open_files_missing() or "Elasticsearch can run"),
+    pytest.mark.skipif(bool(open_files.missing()), reason=open_files.missing() or "Elasticsearch can run"),
 ]
 
 KEPT = "GRIDSTEAD_TEST_LAB" in os.environ and Hosts(os.environ["GRIDSTEAD_TEST_LAB"]).directory.exists()
@@ -130,7 +130,7 @@ def test_check_mode_goes_through_on_bare_hosts_and_touches_nothing(bare: Cluster
 
 
 def test_the_preflight_passes_and_else_names_all_that_is_wrong_at_once(bare: Cluster) -> None:
-    limit = ("-e", f"preflight_open_files={min(LIMIT, 65536)}")
+    limit = ("-e", f"preflight_open_files={min(open_files.LIMIT, open_files.NEEDED)}")
     assert changed(bare.documented("cluster", 1, *limit)) == 0
     wrong = bare.command(*limit, "-e", "preflight_disk_free_gb=1000000", "-e", "gridstead_address=nowhere", book="preflight")
     inventory = json.loads(bare.inventory.read_text())
@@ -438,7 +438,7 @@ def test_a_worker_is_added_to_the_running_cluster(cluster: Cluster) -> None:
         cluster.hosts.do("create", NEW_WORKER)
     cluster.write_inventory([*WORKERS, NEW_WORKER])
     names = {f"{NEW_WORKER}.grid.example": NEW_WORKER}
-    cluster.documented("add-node", 0, "-e", f"preflight_open_files={min(LIMIT, 65536)}", **names)
+    cluster.documented("add-node", 0, "-e", f"preflight_open_files={min(open_files.LIMIT, open_files.NEEDED)}", **names)
     cluster.documented("add-node", 1, **names)
     report = cluster.on(GATEWAY, f"{HADOOP} dfsadmin -report 2>/dev/null | grep ^Live")
     assert "Live datanodes (4)" in report

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from appliance import ROOT, run
-from clusters import OTHER_KAFKA, bundle_with_kafka, open_files_missing
+from clusters import OTHER_KAFKA, bundle_with_kafka, open_files
 from hosts import missing
 
 pytestmark = [
@@ -61,7 +61,7 @@ def test_role(role: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(6000)
-@pytest.mark.skipif(bool(open_files_missing()), reason=open_files_missing() or "Elasticsearch can run")
+@pytest.mark.skipif(bool(open_files.missing()), reason=open_files.missing() or "Elasticsearch can run")
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_cluster(name: str, tmp_path: Path) -> None:
     other = {"GRIDSTEAD_SCENARIO_OTHER_BUNDLE": str(bundle_with_kafka(OTHER_KAFKA, tmp_path))} if name == "upgrade" else {}
