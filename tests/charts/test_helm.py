@@ -63,6 +63,7 @@ def test_the_suites_of_helm_unittest_pass(built: Path, chart: str) -> None:
         ("elasticsearch.resources.limits.memory=1Gi", "give at least 1536Mi, or a smaller elasticsearch.heap"),
         ("kafka.heap=1", "got number, want string"),
         ("kafka.heapp=1g", "additional properties 'heapp' not allowed"),
+        ("global.image.tags.jobs=1", "'jobs'|value must be one of|propertyNames"),
         ("nonsense=1", "additional properties 'nonsense' not allowed"),
     ],
 )

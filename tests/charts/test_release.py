@@ -18,7 +18,7 @@ from kubernetes import client
 
 from appliance import CAPTURE, ROOT, assert_served, bin_ends, wait_until
 from charts.flow import DAY_MS, Y2010_MS, Flow, assert_uninstalling_keeps_the_data, numbers
-from charts.release import MISSING, SERVERS, HelmError, Release, build, build_of, released
+from charts.release import IMAGES, MISSING, SERVERS, HelmError, Release, build, build_of, released
 from gridstead import xrootd
 from gridstead.sources.xrootd import MemoryOpenTable, XrootdJoiner
 
@@ -28,7 +28,7 @@ PREVIOUS = "5fa6142710a2"
 
 
 @pytest.fixture(scope="module")
-def grid(cluster: Callable[[], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+def grid(cluster: Callable[..., bool], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The release under test."""
     if MISSING:
         pytest.skip(MISSING)
@@ -149,6 +149,35 @@ def test_an_upgrade_that_changes_a_heap_and_its_rollback_lose_nothing(grid: Rele
     assert "-Xmx384m" in grid.exec("sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline", pod=f"{grid.name}-kafka-0")
     assert grid.volumes() == volumes
     assert grid.core.read_namespaced_secret(f"{grid.name}-activemq", grid.namespace).data == password
+
+
+def layout_of_another_release(directory: Path) -> Path:
+    """A layout with the image of the jobs alone, under the tag `next`."""
+    index = json.loads((IMAGES / "index.json").read_text())
+    index["manifests"] = [entry for entry in index["manifests"] if "/pipeline:" in entry["annotations"]["io.containerd.image.name"]]
+    for entry in index["manifests"]:
+        entry["annotations"] = {"io.containerd.image.name": "localhost/gridstead/pipeline:next"}
+    (directory / "blobs").symlink_to(IMAGES / "blobs")
+    (directory / "oci-layout").write_text((IMAGES / "oci-layout").read_text())
+    (directory / "index.json").write_text(json.dumps(index))
+    return directory
+
+
+def test_another_release_of_the_jobs_and_back_lose_nothing(grid: Release, cluster: Callable[..., bool], tmp_path: Path) -> None:
+    if not cluster(layout_of_another_release(tmp_path)) and not os.environ.get("GRIDSTEAD_TEST_JOBS"):
+        pytest.skip("the cluster has no other release of the jobs: push one, and say its tag as GRIDSTEAD_TEST_JOBS")
+    tag = os.environ.get("GRIDSTEAD_TEST_JOBS", "next")
+    image = {**grid.values["global"].get("image", {}), "tags": {"pipeline": tag}}
+    ids = {component: grid.pod(component).metadata.uid for component in SERVERS}
+    flow = Flow(grid, 4, 150, tmp_path)
+    print(f"another release of the jobs ready after {grid.apply('upgrade', **{'global': {**grid.values['global'], 'image': image}}):.0f} s")
+    changed = {component for component in SERVERS if grid.pod(component).metadata.uid != ids[component]}
+    assert changed == {"collector", "bridge", "stream"}
+    assert grid.pod("stream").spec.containers[0].image.endswith(f"/pipeline:{tag}")
+    grid.helm("rollback", "--wait", "--timeout", "300s")
+    wait_until(grid.ready, "the rollback is ready", 300)
+    assert not grid.pod("stream").spec.containers[0].image.endswith(f":{tag}")
+    print(f"longest stall {flow.finish():.0f} s")
 
 
 def test_an_upgrade_that_changes_nothing_restarts_nothing(grid: Release) -> None:

@@ -41,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- define "common.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := $root.Values.global.image -}}
-{{- printf "%s/%s:%s" $image.registry (index . 1) ($image.tag | default $root.Chart.AppVersion) -}}
+{{- printf "%s/%s:%s" $image.registry (index . 1) (get ($image.tags | default dict) (index . 1) | default $image.tag | default $root.Chart.AppVersion) -}}
 {{- end -}}
 
 {{/* The password of the broker's user, as an entry of env. */}}
