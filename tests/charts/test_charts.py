@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import play
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -196,3 +197,8 @@ def test_every_template_has_a_suite_of_helm_unittest() -> None:
         if not (chart / "tests" / f"{template.stem}_test.yaml").exists()
     }
     assert untested == set()
+
+
+def test_every_image_can_have_a_tag_of_its_own() -> None:
+    image = load(ROOT / "charts/common/values.schema.yaml")["global"]["properties"]["image"]
+    assert set(image["properties"]["tags"]["propertyNames"]["enum"]) == set(play.ENTRIES)
