@@ -63,7 +63,8 @@ class History:
         if not self.nested and self.draw.random() < 0.15:
             self.nested = True
             try:
-                self.attempt(self.stream if self.acting == "batch" else self.batch)
+                usual, other = (self.stream, self.batch) if self.acting == "batch" else (self.batch, self.stream)
+                self.attempt(other if self.acting == "batch" and self.draw.random() < 0.3 else usual)
             finally:
                 self.nested = False
 

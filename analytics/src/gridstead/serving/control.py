@@ -17,6 +17,7 @@ Positions = dict[str, dict[int, int]]
 """topic -> partition -> next offset."""
 
 FORMAT: Final = 1
+TAKEN_OVER: Final = "another batch has taken the place of this one, which was thought dead: run it again"
 
 
 class ControlError(Exception):
@@ -180,14 +181,14 @@ def begin_batch(store: ControlStore, run: BatchRun, now_ms: int, dead_after_ms: 
 
 def beat(store: ControlStore, run: str, now_ms: int) -> Control:
     """Say that a batch lives. Raises ControlError if another one has taken its place."""
-    return change(store, lambda control: replace(control, batch=replace(_own(control, run), beat_ms=now_ms)))
+    return change(store, lambda control: replace(control, batch=replace(own_batch(control, run), beat_ms=now_ms)))
 
 
 def end_batch(store: ControlStore, run: str, now_ms: int) -> Control:
     """Note that a batch is merged; the generation that it filled is the served one from now on."""
 
     def update(control: Control) -> Control:
-        batch = _own(control, run)
+        batch = own_batch(control, run)
         merged = Merged(batch.run, batch.first_day, batch.last_day, batch.cut.positions, now_ms)
         return replace(control, batch=None, merged=merged, generation=batch.generation)
 
@@ -199,9 +200,10 @@ def abandon_batch(store: ControlStore, run: str) -> Control:
     return change(store, lambda c: replace(c, batch=None) if c.batch is not None and c.batch.run == run else c)
 
 
-def _own(control: Control, run: str) -> BatchRun:
+def own_batch(control: Control, run: str) -> BatchRun:
+    """The batch that is under way. Raises ControlError if it is not ``run``."""
     if control.batch is None or control.batch.run != run:
-        raise ControlError("another batch has taken the place of this one, which was thought dead: run it again")
+        raise ControlError(TAKEN_OVER)
     return control.batch
 
 

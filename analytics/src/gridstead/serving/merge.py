@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gridstead.serving.control import BatchRun, ControlError
+from gridstead.serving.control import TAKEN_OVER, BatchRun, ControlError, own_batch
 from gridstead.serving.documents import Delta, Document, based
 from gridstead.serving.store import KEEP, DocumentStore, Place, Settlement, settle
 
@@ -33,13 +33,15 @@ class Merged:
 def await_cut(store: DocumentStore, run: BatchRun, deadline_s: float, pause_s: float = 0.5) -> int:
     """Wait until the transaction after which a batch cuts is done; returns the number of the last one done.
 
-    Raises ControlError after the deadline: the stream that had begun it does not run.
+    Raises ControlError after the deadline: the stream that had begun it does not run; and if another batch has taken
+    the place of this one.
     """
     until = time.monotonic() + deadline_s
     while True:
         found = store.read_control()
         if found is None:
             raise ControlError("the control record of the serving layer is gone: run the batch again")
+        own_batch(found[0], run.run)
         if found[0].done.seq >= run.cut.seq:
             return found[0].done.seq
         if time.monotonic() > until:
@@ -64,6 +66,9 @@ def merge_slice(
     Call :func:`await_cut` first. ``known`` is false where nothing was stored in the range after that: what the stream
     has put there since is met when it is written, and what only the stream has stays as it is. Only documents that
     change are written; those that are in neither are deleted.
+
+    Raises ControlError if another batch has taken the place of this one: then changes are no longer noted as streamed
+    since its cut, and its values would erase them.
     """
     generation = run.generation
     held: Mapping[Place, Document] = dict(store.scan(generation, statistic, low_ms, high_ms)) if known else {}
@@ -73,6 +78,8 @@ def merge_slice(
 
     def change(place: Place, stored: Document | None) -> Settlement:
         nonlocal deleted
+        if stored is not None and stored.seq > run.cut.seq and stored.cut != run.cut.seq:
+            raise ControlError(TAKEN_OVER)
         document = based(stored, wanted.get(place), run.cut.seq)
         if document is None or document == stored:
             return KEEP
