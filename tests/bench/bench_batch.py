@@ -125,16 +125,18 @@ def served(config: Config, upto: dict[str, dict[int, int]]) -> Iterator[None]:
 
 def delete(client: Any, store: ElasticStore) -> None:
     """Delete the indices and templates of the benchmark."""
-    serving.drop_others(client, store.indices, (), WAIT_S)
+    serving.drop(client, store.indices, None, WAIT_S)
     client.indices.delete(index=store.indices.control, ignore_unavailable=True)
     client.options(ignore_status=404).indices.delete_index_template(name=store.indices.control)
 
 
-def merge(spark: SparkSession, config: Config, name: str, days: int, per_day: int, which: Sequence[str]) -> dict[str, Any]:
+def merge(
+    spark: SparkSession, config: Config, name: str, days: int, per_day: int, which: Sequence[str], peers: int = grid_day.PEERS
+) -> dict[str, Any]:
     """Archive so many days on HDFS, and let the batch bring them to Elasticsearch."""
     try:
         for day in range(days):
-            archive(spark, config.stream.archive, per_day, day)
+            archive(spark, config.stream.archive, per_day, day, peers)
         upto = {grid_day.TOPIC: {part: days * per_day for part in range(grid_day.PARTITIONS)}}
         elastic = next(service for service in supervision.services(config) if service.name == "elasticsearch")
         with served(config, upto):

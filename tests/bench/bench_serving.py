@@ -166,7 +166,7 @@ class Bench:
 
     def delete(self) -> None:
         """Delete what the benchmark made."""
-        serving.drop_others(self.client, self.indices, (), 60)
+        serving.drop(self.client, self.indices, None, 60)
         self.versions.clear()
 
 

@@ -184,6 +184,30 @@ def test_a_killed_batch_and_the_next(appliance: Appliance, tmp_path: Path) -> No
     wait_until(lambda: dead(appliance), "the batch is thought dead", 120)
     appliance.json("batch", "run", "--from", first, "--to", last, timeout=600)
     history.assert_served(appliance)
+    assert appliance.hdfs("-ls", "/gridstead/batch") == "", "what the killed one had computed is gone too"
+
+
+def test_days_that_retention_has_given_up_stay_served_until_they_are_to_be_forgotten(appliance: Appliance, tmp_path: Path) -> None:
+    history = History(tmp_path, -100)  # years before the others
+    appliance.gridstead("replay", str(history.path), "--wait")
+    history.assert_served(appliance)
+    first, last = history.days
+    kept = time.strftime("%Y-%m-%d", time.gmtime(history.range[1] / 1000 + 86_400))
+    mark = f"/gridstead/retention/events-before-{kept}"
+    appliance.hdfs("-mkdir", "-p", "/gridstead/retention")
+    appliance.hdfs("-touchz", mark)
+    try:
+        for words in (["batch", "run", "--from", first, "--to", last], ["rebuild"]):
+            command = [str(appliance.root / "opt/gridstead/bin/gridstead"), *words]
+            done = subprocess.run(command, env=appliance.environment, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 1 and f"days before {kept}, which retention has given up" in done.stderr, done.stderr
+        history.assert_served(appliance)
+        appliance.json("rebuild", "--forget", timeout=900)
+        assert appliance.documents(*history.range) == {}
+    finally:
+        appliance.hdfs("-rm", "-skipTrash", mark)
+    appliance.json("batch", "run", "--from", first, "--to", last, timeout=600)
+    history.assert_served(appliance)
 
 
 def test_a_rebuild_has_no_gap_for_readers(appliance: Appliance, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def store(appliance: Appliance) -> Iterator[ElasticStore]:
     serving.prepare_control(client, indices, 60)
     serving.serve(client, indices, 1, 60)
     yield ElasticStore(client, indices, deadline_s=60)
-    serving.drop_others(client, indices, {}, 60)
+    serving.drop(client, indices, None, 60)
     client.options(ignore_status=404).indices.delete(index=indices.control)
     client.indices.delete_index_template(name=indices.control)
     client.close()
@@ -75,7 +75,6 @@ def test_readers_see_the_served_generation_without_its_empty_documents(store: El
     client, indices = store._client, store.indices
     empty = Document(DIMENSIONS, JANUARY_END_MS, (0, 0, 0, 0, 0), 7)
     store.write([Write(place("old"), document(1), None), Write(place("empty"), empty, None)])
-    serving.prepare(client, indices, 2, False, 60)
     store.write([Write(place("new", 2), document(1), None), Write(place("newer", 2), document(1), None)])
 
     def seen() -> list[str]:
@@ -87,8 +86,14 @@ def test_readers_see_the_served_generation_without_its_empty_documents(store: El
     serving.serve(client, indices, 2, 60)
     store.write([Write(place("february", 2, JANUARY_END_MS + BIN_MS), document(1, JANUARY_END_MS + BIN_MS), None)])
     assert seen() == ["february", "new", "newer"]
-    assert serving.drop_others(client, indices, {2}, 60) == [indices.index("transfers", 1, JANUARY_END_MS)]
+    store.write([Write(place("next", 3), document(1), None)])
+    assert serving.drop(client, indices, 2, 60) == [indices.index("transfers", 1, JANUARY_END_MS)]
     assert seen() == ["february", "new", "newer"]
+    begun = indices.index("transfers", 3, JANUARY_END_MS)
+    assert begun in serving.existing(client, indices, 60), "of a rebuild that has begun meanwhile"
+    types = {index: client.indices.get_mapping(index=index)[index]["mappings"] for index in serving.existing(client, indices, 60)}
+    assert all(mapping == types[begun] for mapping in types.values())
+    assert types[begun]["properties"]["vo"]["type"] == "keyword"
 
 
 def test_the_control_record_changes_by_compare_and_set(store: ElasticStore) -> None:

@@ -323,6 +323,12 @@ def parse(document: Mapping[str, Any], file: Path) -> Config:
     services = reader.services(document.get("services", []))
     for name in document.keys() - _SECTIONS.keys() - {"services"}:
         reader.fault(name, f"is not a known section{_nearest(name, [*_SECTIONS, 'services'])}", "remove it")
+    if not reader.problems and 0 < sections["archive"].retention_days < sections["schedule"].batch_days:
+        days = sections["schedule"].batch_days
+        remedy = "keep more days, or compute fewer"
+        reader.fault(
+            "archive.retention_days", f"is less than schedule.batch_days ({days}), whose events it needs", remedy
+        )
     if reader.problems:
         raise ConfigError(reader.problems)
     return Config(path=file, services=tuple(services), **sections)

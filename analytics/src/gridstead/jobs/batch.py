@@ -35,8 +35,8 @@ from pyspark.sql import functions as F
 from gridstead import config as configuration
 from gridstead.archive.files import Files
 from gridstead.archive.layout import DAY_MS, day_text
-from gridstead.archive.manifest import Positions
-from gridstead.archive.reader import committed_positions, days, read_events
+from gridstead.archive.manifest import ArchiveError, Positions
+from gridstead.archive.reader import committed_positions, days, expired_before, read_events
 from gridstead.follower import collect_deltas, is_beyond
 from gridstead.identity.batch import signed_events
 from gridstead.jobs.session import fingerprint, log_to_stderr, max_bins, serving_indices, session
@@ -71,6 +71,9 @@ DOCUMENTS_AT_ONCE: Final = 50_000
 TELL_S: Final = 10.0
 READERS_S: Final = 10.0
 """For how long after a rebuild the former indices stay, for searches that are under way in them."""
+
+STAGING: Final = "batch"
+"""The directory of the archive in which results wait to be merged, by the run of the batch."""
 
 STAGED: Final = "key string, bin_end_ms bigint, dimensions string, `values` array<bigint>, statistic string"
 """gridstead.statistics.statistics as it is kept between computing and merging, by directories of ``statistic``."""
@@ -143,7 +146,32 @@ class Batch:
         held = days(self._spark, self._archive)
         if held is None:
             raise ControlError(f"the archive {self._archive} has no events yet: see `gridstead status`")
-        return held[0] - dt.timedelta(days=self._cfg.stream.max_bin_days + 1), held[1] + dt.timedelta(days=1)
+        first = self._given_up() or held[0] - dt.timedelta(days=self._cfg.stream.max_bin_days + 1)
+        return first, held[1] + dt.timedelta(days=1)
+
+    def _given_up(self) -> dt.date | None:
+        """The day before which retention has given up all events; None if it has given up none."""
+        horizon = expired_before(Files(self._spark, self._archive)).events
+        return dt.date.fromisoformat(horizon) if horizon else None
+
+    def _check_days(self, first: dt.date, fresh: bool, forget: bool) -> None:
+        """Refuse what would delete served documents whose events retention has given up. Raises ControlError."""
+        begin = self._given_up()
+        if begin is None or forget:
+            return
+        lost = f"the archive holds no events of days before {begin}, which retention has given up"
+        if not fresh and first < begin:
+            raise ControlError(f"{lost}; what is served of them would be deleted. Next: --from {begin}")
+        if fresh and self._serves_before(begin):
+            raise ControlError(
+                f"{lost}; a rebuild would end what is served of them. Next: `gridstead batch run --from {begin} "
+                "--to today` makes the other days anew, `gridstead rebuild --forget` all, without those"
+            )
+
+    def _serves_before(self, day: dt.date) -> bool:
+        found = self._store.read_control()
+        generation = found[0].generation if found is not None else 1
+        return any(self._store.days(generation, name, 0, midnight_ms(day)) for name in STATISTICS)
 
     def to_parquet(self, first: dt.date, last: dt.date, path: str) -> Summary:
         """Write the statistics as typed Parquet, a directory a statistic; existing ones are replaced."""
@@ -151,27 +179,33 @@ class Batch:
         summary = Summary(first.isoformat(), last.isoformat(), committed_positions(self._spark, self._archive))
         for name, computed in self._compute(first, last, summary.positions).items():
             url = f"{path.rstrip('/')}/{name}"
-            typed(computed, name).write.mode("overwrite").parquet(url)
+            typed(computed, name, self._bin_ms).write.mode("overwrite").parquet(url)
             summary.merged.computed += self._spark.read.parquet(url).count()
         summary.seconds["compute"] = round(time.monotonic() - began, 1)
         return summary
 
-    def merge(self, first: dt.date, last: dt.date, fresh: bool) -> Summary:
-        """Compute and merge. Raises ControlError or ServingError with what to do."""
+    def merge(self, first: dt.date, last: dt.date, fresh: bool, forget: bool = False) -> Summary:
+        """Compute and merge. Raises ControlError or ServingError with what to do.
+
+        ``forget``: also where documents are served whose events the archive holds no more.
+        """
         began = time.monotonic()
         generation = 0 if fresh else 1  # begin_batch puts the right one
         wanted = BatchRun(uuid.uuid4().hex[:12], Point(0, {}), generation, first.isoformat(), last.isoformat(), 0)
         self._check_definitions()
+        self._check_days(first, fresh, forget)
+        if fresh:
+            serving.prepare(self._client, self._store.indices, None, WAIT_S)
         run = begin_batch(self._store, wanted, now_ms(), DEAD_AFTER_MS).batch
         assert run is not None
         log.info("batch %s over %s to %s, cut after transaction %d", run.run, first, last, run.cut.seq)
-        staging = f"batch/{run.run}"
+        archive, staging = Files(self._spark, self._archive), f"{STAGING}/{run.run}"
         summary = Summary(first.isoformat(), last.isoformat(), run.cut.positions)
         try:
             with self._beating(run.run):
-                if fresh:
-                    serving.prepare(self._client, self._store.indices, run.generation, False, WAIT_S)
                 self._await_archive(run.cut.positions)
+                for left in archive.names(STAGING):  # by batches that were killed; no other one may run now
+                    archive.delete(f"{STAGING}/{left}")
                 staged = self._stage(self._compute(first, last, run.cut.positions), staging)
                 summary.seconds["compute"] = round(time.monotonic() - began, 1)
                 await_cut(self._store, run, WAIT_S)
@@ -181,11 +215,11 @@ class Batch:
             abandon_batch(self._store, run.run)
             raise
         finally:
-            Files(self._spark, self._archive).delete(staging)
+            archive.delete(staging)
         if fresh:
             serving.serve(self._client, self._store.indices, control.generation, WAIT_S)
             time.sleep(READERS_S)
-            serving.drop_others(self._client, self._store.indices, {control.generation}, WAIT_S)
+            serving.drop(self._client, self._store.indices, control.generation, WAIT_S)
         summary.seconds["total"] = round(time.monotonic() - began, 1)
         return summary
 
@@ -313,6 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", dest="first", metavar="DAY", type=day, help="first day, YYYY-MM-DD, UTC")
     parser.add_argument("--to", dest="last", metavar="DAY", type=day, help="last day, included")
     parser.add_argument("--fresh", action="store_true", help="all days, into fresh indices for the readers")
+    parser.add_argument("--forget", action="store_true", help="with --fresh: lose days that retention has given up")
     parser.add_argument("--output", metavar="PATH", help="write Parquet to this path on HDFS instead of Elasticsearch")
     return parser
 
@@ -322,7 +357,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.fresh and (options.first or options.last or options.output):
-        parser.error("--fresh is about all days and Elasticsearch: give it alone")
+        parser.error("--fresh is about all days and Elasticsearch: give it without days and --output")
+    if options.forget and not options.fresh:
+        parser.error("--forget is for --fresh")
     if not options.fresh and not (options.first and options.last):
         parser.error("give --from DAY and --to DAY, or --fresh")
     if not options.fresh and options.first > options.last:
@@ -335,21 +372,23 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     spark = session("gridstead-batch", "local[*]", SETTINGS)
     spark.sparkContext.setLogLevel("WARN")
-    batch = Batch(cfg, spark)
+    batch = None
     try:
+        batch = Batch(cfg, spark)
         first, last = batch.all_days() if options.fresh else (options.first, options.last)
         if options.output:
             summary = batch.to_parquet(first, last, options.output)
         else:
-            summary = batch.merge(first, last, options.fresh)
+            summary = batch.merge(first, last, options.fresh, options.forget)
         summary.executors = executors(spark)
         print(json.dumps(asdict(summary)), flush=True)
         return 0
-    except (ControlError, ServingError) as error:
+    except (ControlError, ServingError, ArchiveError, configuration.ConfigError) as error:
         log.error("%s", error)
         return 1
     finally:
-        batch.close()
+        if batch is not None:
+            batch.close()
         spark.stop()
 
 

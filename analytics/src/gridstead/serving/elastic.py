@@ -43,7 +43,7 @@ class ElasticStore:
     """
 
     def __init__(self, client: Elasticsearch, indices: Indices, deadline_s: float = DEADLINE_S) -> None:
-        """Use a client; the templates of a generation are to be put first (indices.prepare)."""
+        """Use a client; the templates are to be put first (indices.serve)."""
         self._client = client
         self.indices = indices
         self._deadline_s = deadline_s

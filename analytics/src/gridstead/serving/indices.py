@@ -2,7 +2,8 @@
 
 One index a statistic, generation and month (of the bin's start): ``<prefix>-<statistic>-g<generation>-<yyyy.MM>``.
 Readers use the alias ``<prefix>-<statistic>``: it shows the documents of the served generation that are not empty. A
-rebuild fills the next generation beside it; :func:`serve` then moves all aliases in one step.
+rebuild fills the next generation beside it; :func:`serve` then moves all aliases in one step. New indices are made by
+templates: one for those of any generation, and above it one for the served generation, with the readers' alias.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Indices:
         """What readers search."""
         return f"{self.prefix}-{statistic}"
 
-    def pattern(self, statistic: str, generation: int) -> str:
+    def pattern(self, statistic: str, generation: int | str) -> str:
         """All months of one generation."""
         return f"{self.prefix}-{statistic}-g{generation}-*"
 
@@ -56,8 +57,8 @@ class Indices:
         match = re.fullmatch(rf"{re.escape(self.prefix)}-(?:{names})-g(\d+)-\d+\.\d\d", index)
         return int(match[1]) if match else None
 
-    def template(self, statistic: str, generation: int, served: bool) -> dict[str, Any]:
-        """The index template of one statistic and generation; with the readers' alias if it is the served one.
+    def template(self, statistic: str, generation: int | None) -> dict[str, Any]:
+        """The index template of one statistic: of the served generation, with the readers' alias, or (None) of others.
 
         Values are columns for sorting and aggregation; only what readers filter by has a search tree, which would
         have to be written and merged for each of them (docs/decisions/0009-speed.md).
@@ -84,12 +85,12 @@ class Indices:
             "refresh_interval": "1s",
         }
         return {
-            "index_patterns": [self.pattern(statistic, generation)],
-            "priority": 200,
+            "index_patterns": [self.pattern(statistic, "*" if generation is None else generation)],
+            "priority": 100 if generation is None else 200,
             "template": {
                 "settings": settings,
                 "mappings": {"dynamic": False, "properties": properties},
-                **({"aliases": {self.alias(statistic): self._filter(statistic)}} if served else {}),
+                **({} if generation is None else {"aliases": {self.alias(statistic): self._filter(statistic)}}),
             },
         }
 
@@ -132,11 +133,15 @@ def prepare_control(client: Elasticsearch, indices: Indices, deadline_s: float) 
     )
 
 
-def prepare(client: Elasticsearch, indices: Indices, generation: int, served: bool, deadline_s: float) -> None:
-    """Put the templates of a generation. Waits for Elasticsearch; raises ServingError after the deadline."""
+def prepare(client: Elasticsearch, indices: Indices, generation: int | None, deadline_s: float) -> None:
+    """Put the templates of the served generation, or (None) those of any other, which have to be there before a rebuild
+    begins: from then on the stream writes into its indices too.
+
+    Waits for Elasticsearch; raises ServingError after the deadline.
+    """
     for name in STATISTICS:
-        body = indices.template(name, generation, served)
-        template = f"{indices.alias(name)}-g{generation}"
+        body = indices.template(name, generation)
+        template = f"{indices.alias(name)}-{'any' if generation is None else f'g{generation}'}"
         patient(
             lambda template=template, body=body: client.indices.put_index_template(name=template, **body),  # type: ignore[misc]
             f"put the index template {template}",
@@ -149,28 +154,35 @@ def serve(client: Elasticsearch, indices: Indices, generation: int, deadline_s: 
 
     Safe to repeat; the stream does at each start what a killed rebuild left undone.
     """
-    prepare(client, indices, generation, True, deadline_s)
+    prepare(client, indices, None, deadline_s)
+    prepare(client, indices, generation, deadline_s)
     actions = indices.alias_actions(existing(client, indices, deadline_s), generation)
     if actions:
         patient(lambda: client.indices.update_aliases(actions=actions), "move the aliases", deadline_s)
 
 
-def drop_others(client: Elasticsearch, indices: Indices, keep: Iterable[int], deadline_s: float) -> list[str]:
-    """Delete indices and templates of generations that nobody uses; returns the names of the indices."""
-    kept = set(keep)
-    gone = [index for index in existing(client, indices, deadline_s) if indices.generation_of(index) not in kept]
+def drop(client: Elasticsearch, indices: Indices, before: int | None, deadline_s: float) -> list[str]:
+    """Delete indices and templates of the generations before this one, or (None) all; returns the names of the indices.
+
+    Generations after it are left: they may be a rebuild's that has begun meanwhile.
+    """
+
+    def old(generation: int | None) -> bool:
+        return generation is not None and (before is None or generation < before)
+
+    gone = [index for index in existing(client, indices, deadline_s) if old(indices.generation_of(index))]
     if gone:
         patient(lambda: client.indices.delete(index=gone, ignore_unavailable=True), "delete old indices", deadline_s)
     for name in STATISTICS:
-        pattern = f"{indices.alias(name)}-g*"
+        pattern = f"{indices.alias(name)}-*"
         answer = patient(
             lambda p=pattern: client.options(ignore_status=404).indices.get_index_template(name=p),  # type: ignore[misc]
             "list templates",
             deadline_s,
         )
         for template in answer.get("index_templates", []):  # 404: there is none
-            generation = template["name"].rpartition("-g")[2]
-            if generation.isdigit() and int(generation) not in kept:
+            number = template["name"].rpartition("-g")[2]
+            if before is None or (number.isdigit() and old(int(number))):
                 patient(
                     lambda t=template: client.options(ignore_status=404).indices.delete_index_template(name=t["name"]),  # type: ignore[misc]
                     "delete an old template",
