@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from appliance import Appliance, Statistics, assert_served, descendants, statistics_of_packets, statistics_of_records, wait_until
+from appliance import (
+    Appliance,
+    Statistics,
+    assert_served,
+    command_line,
+    descendants,
+    statistics_of_packets,
+    statistics_of_records,
+    wait_until,
+)
 from gridstead.simulate import AccessSimulation, PacketSimulation
 
 pytestmark = [pytest.mark.appliance, pytest.mark.fault]
@@ -46,6 +55,25 @@ def test_a_killed_server_comes_back_and_the_counts_are_exact(appliance: Applianc
     assert replay.returncode == 0, output
     assert_served(appliance, expected, from_ms, to_ms)
     wait_until(lambda: appliance.pid(service) not in (0, killed), f"{service} runs again", 60)
+    wait_until(appliance.healthy, "every service is healthy again", 120)
+
+
+def test_a_stream_that_ends_while_elasticsearch_is_away_waits_for_nobody(appliance: Appliance, tmp_path: Path) -> None:
+    """Its statistics are in the middle of a write that is tried for many minutes; yet it ends, and is started again."""
+    path, expected, from_ms, to_ms = simulated(appliance, tmp_path, 12)
+    log = appliance.root / "var/log/stream.log"
+    said = len(log.read_text())
+    appliance.supervisorctl("stop", "elasticsearch")
+    try:
+        appliance.gridstead("replay", str(path))
+        wait_until(lambda: "does not accept" in log.read_text()[said:], "the statistics wait", 60)
+        before = appliance.pid("stream")
+        (worker,) = [child for child in descendants(before) if b"jobs/stream.py" in command_line(child)]
+        os.kill(worker, signal.SIGTERM)
+        wait_until(lambda: appliance.pid("stream") not in (0, before), "the stream was started again", 90)
+    finally:
+        appliance.supervisorctl("start", "elasticsearch")
+    assert_served(appliance, expected, from_ms, to_ms)
     wait_until(appliance.healthy, "every service is healthy again", 120)
 
 

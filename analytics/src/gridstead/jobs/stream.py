@@ -183,6 +183,7 @@ class Application:
         self._ends = EndOffsets(self._client, cfg.kafka.events_topic)
         self._stop = threading.Event()
         self._committed: Positions = {}
+        self._follower: threading.Thread | None = None
         self._manifests: deque[Manifest] = deque(maxlen=MANIFESTS)
         self._news = threading.Event()
 
@@ -190,25 +191,29 @@ class Application:
         """Ask :meth:`run` to stop both parts and return."""
         self._stop.set()
 
+    @property
+    def follows(self) -> bool:
+        """Whether the follower's thread is at work; after :meth:`run` it is where it waits for Elasticsearch."""
+        return self._follower is not None and self._follower.is_alive()
+
     def run(self) -> int:
         """Wait for the servers, run both parts, and return the exit status: 0 if stopped, 1 if a part died."""
         cfg = self._cfg.stream
         server = self._serve(cfg.status_port) if cfg.status_port else None
         query: StreamingQuery | None = None
-        follower: threading.Thread | None = None
         try:
             self._wait_for_servers()
             self._committed = committed_positions(self._spark, cfg.archive)
             query = self._archive()
-            follower = threading.Thread(target=self._follow, name="follower")
-            follower.start()
+            self._follower = threading.Thread(target=self._follow, name="follower")
+            self._follower.start()
             log.info("the archive and the statistics follow topic %s", self._cfg.kafka.events_topic)
-            return self._watch(query, follower)
+            return self._watch(query, self._follower)
         finally:
             self._stop.set()
             self._news.set()
-            if follower is not None:
-                follower.join(30)
+            if self._follower is not None:
+                self._follower.join(30)
             if query is not None:
                 try:
                     query.stop()
@@ -376,16 +381,20 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: application.stop())
+    status = 1
     try:
-        return application.run()
+        status = application.run()
     except Exception as error:
         log.error("the stream ends: %s", _cause(error))
-        return 1
-    finally:
-        try:
-            spark.stop()
-        except Exception as error:
-            log.warning("Spark did not stop cleanly: %s", _brief(error))
+    try:
+        spark.stop()
+    except Exception as error:
+        log.warning("Spark did not stop cleanly: %s", _brief(error))
+    if application.follows:  # its next start finds what it has begun
+        log.warning("the statistics wait for Elasticsearch; the application ends without them")
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":
