@@ -8,7 +8,8 @@ import logging
 import queue
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import stomp
@@ -38,11 +39,17 @@ class _Inbox(stomp.ConnectionListener):
         self.messages: queue.Queue[Message] = queue.Queue()
         self.changed = threading.Condition()
         self.receipts: set[str] = set()
+        self.connected = False
         self.problem: str | None = None
 
     def on_message(self, frame: Any) -> None:
         body = frame.body if isinstance(frame.body, bytes) else str(frame.body or "").encode()
         self.messages.put(Message(dict(frame.headers), body))
+
+    def on_connected(self, frame: Any) -> None:
+        with self.changed:
+            self.connected = True
+            self.changed.notify_all()
 
     def on_receipt(self, frame: Any) -> None:
         with self.changed:
@@ -67,7 +74,10 @@ class Broker:
     """One STOMP 1.2 connection. Every call that changes something waits for the broker's receipt."""
 
     def __init__(self, settings: StompClient, *, client_id: str | None = None, timeout_s: float = 30.0) -> None:
-        """Connect; raises BrokerError. ``client_id`` is needed for durable subscriptions."""
+        """Connect; raises BrokerError, also where nothing answers within ``timeout_s``.
+
+        ``client_id`` is needed for durable subscriptions.
+        """
         self._timeout_s = timeout_s
         self._inbox = _Inbox()
         self._connection = stomp.Connection12(
@@ -82,12 +92,18 @@ class Broker:
         )
         self._connection.set_listener("inbox", self._inbox)
         headers = {"client-id": client_id} if client_id else {}
+        inbox = self._inbox
         try:
-            self._connection.connect(settings.username, settings.password, wait=True, headers=headers)
-        except (stomp.exception.StompException, OSError) as error:
+            with self._sending():
+                self._connection.connect(settings.username, settings.password, wait=False, headers=headers)
+            with inbox.changed:  # stomp.py's own wait has no time limit: a broker may accept and never answer
+                inbox.changed.wait_for(lambda: inbox.connected or inbox.problem, timeout_s)
+            if not inbox.connected or inbox.problem:
+                raise BrokerError(inbox.problem or f"no answer within {timeout_s:g} s")
+        except BrokerError as error:
+            self.close()
             where = ", ".join(f"{host}:{port}" for host, port in settings.hosts)
-            reason = self._inbox.problem or str(error) or "connection refused"
-            raise BrokerError(f"{where}: {reason}") from error
+            raise BrokerError(f"{where}: {error}") from error
 
     def __enter__(self) -> Broker:
         """Return itself, connected."""
@@ -109,15 +125,13 @@ class Broker:
         transaction = f"gridstead-{next(_numbers)}"
         common = {"persistent": "true", "destination-type": "ANYCAST", **(headers or {})}
         receipt = _new_receipt()
-        try:
+        with self._sending():
             self._connection.begin(transaction=transaction)
             for body in bodies:
                 self._connection.send(
                     queue_name, body, transaction=transaction, **common, **{"content-length": str(len(body))}
                 )
             self._connection.commit(transaction=transaction, receipt=receipt)
-        except (stomp.exception.StompException, OSError) as error:
-            raise BrokerError(self._inbox.problem or str(error) or type(error).__name__) from error
         self._wait(receipt)
 
     def publish(self, topic: str, bodies: Iterable[bytes]) -> None:
@@ -130,10 +144,8 @@ class Broker:
         if durable_name:
             headers |= {"durable-subscription-name": durable_name, "subscription-type": "MULTICAST"}
         receipt = _new_receipt()
-        try:
+        with self._sending():
             self._connection.subscribe(destination, identifier, ack="client-individual", receipt=receipt, **headers)
-        except (stomp.exception.StompException, OSError) as error:
-            raise BrokerError(self._inbox.problem or str(error)) from error
         self._wait(receipt)
         return identifier
 
@@ -141,7 +153,8 @@ class Broker:
         """End a subscription; a durable one is deleted, with what it still holds."""
         extra = {"durable-subscription-name": identifier} if durable else {}
         receipt = _new_receipt()
-        self._connection.unsubscribe(identifier, receipt=receipt, **extra)
+        with self._sending():
+            self._connection.unsubscribe(identifier, receipt=receipt, **extra)
         self._wait(receipt)
 
     def receive(self, timeout_s: float) -> Message | None:
@@ -153,7 +166,8 @@ class Broker:
                 raise BrokerError(self._inbox.problem) from None
             return None
         if "ack" in message.headers:
-            self._connection.ack(message.headers["ack"])
+            with self._sending():
+                self._connection.ack(message.headers["ack"])
         return message
 
     def manage(self, resource: str, *, attribute: str = "", operation: str = "", arguments: Sequence[Any] = ()) -> Any:
@@ -163,7 +177,8 @@ class Broker:
         headers = {"_AMQ_ResourceName": resource, "reply-to": reply_to}
         headers |= {"_AMQ_OperationName": operation} if operation else {"_AMQ_Attribute": attribute}
         # Without a content length the broker takes the body as text, which its management wants.
-        self._connection.send("activemq.management", json.dumps(list(arguments)), **headers)
+        with self._sending():
+            self._connection.send("activemq.management", json.dumps(list(arguments)), **headers)
         reply = self.receive(self._timeout_s)
         self.unsubscribe(identifier)
         if reply is None:
@@ -177,6 +192,16 @@ class Broker:
     def depth(self, queue_name: str) -> int:
         """Count the messages in a queue, with those delivered and not yet acknowledged. Raises BrokerError."""
         return int(self.manage(f"queue.{queue_name}", attribute="messageCount"))
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        """What stomp.py raises becomes BrokerError, with what the broker said before it went."""
+        try:
+            yield
+        except (stomp.exception.StompException, OSError) as error:
+            refused = isinstance(error, stomp.exception.ConnectFailedException)
+            reason = str(error) or ("connection refused" if refused else type(error).__name__)
+            raise BrokerError(self._inbox.problem or reason) from error
 
     def _wait(self, receipt: str) -> None:
         inbox = self._inbox

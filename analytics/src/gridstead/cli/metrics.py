@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ TIMEOUT_S = 3.0
 
 
 class MetricsError(ConnectionError):
-    """A status page does not answer, or not with JSON."""
+    """A status page does not answer, not with JSON, or says that it has no counters now."""
 
 
 def fetch(host: str, port: int, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
@@ -29,6 +30,8 @@ def fetch(host: str, port: int, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
         connection.close()
     if not isinstance(document, dict):
         raise MetricsError(f"http://{host}:{port}/metrics.json: not a JSON object")
+    if answer.status != http.HTTPStatus.OK:  # a gateway that stands by, while nobody is elected
+        raise MetricsError(f"http://{host}:{port}/metrics.json: {document.get('reason') or f'HTTP {answer.status}'}")
     return document
 
 
