@@ -236,6 +236,7 @@ def test_dead_letters_are_read_and_strange_records_say_so() -> None:
     record = {"reason": "end_time: is required", "source": "stomp", "origin": "q", "received_ms": 5}
     letter = dlq.parse(0, 7, json.dumps({**record, "raw_base64": "eA==", "truncated": False}).encode())
     assert (letter.place, letter.raw, letter.truncated, letter.header) == ("0:7", b"x", False, None)
+    assert not letter.partial and dlq.parse(0, 7, json.dumps({**record, "raw_base64": "eA==", "partial": True}).encode()).partial
     for value in (None, b"", b"\xff", b"[]", b"{}", json.dumps({**record, "raw_base64": "*"}).encode()):
         letter = dlq.parse(1, 2, value)
         assert letter.raw is None and "not a dead-letter record" in letter.reason

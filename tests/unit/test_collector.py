@@ -30,9 +30,10 @@ from appliance_files import write_appliance
 from gridstead.cli.broker import Broker
 from gridstead.collector.broker import Input, Sender, accept_messages, frame
 from gridstead.collector.store import DEAD_LETTER, EVENT, Store
-from gridstead.collector.udp import UdpReceiver
+from gridstead.collector.udp import UdpReceiver, decode, process_packet
 from gridstead.config import StompClient, load, stomp_client
 from gridstead.simulate import simulate, simulate_packets
+from gridstead.sources import PACKET_HEADER
 from gridstead.sources.xrootd import MemoryOpenTable, ServerKey, XrootdJoiner
 from gridstead.xrootd import CloseRecord, OpenRecord, TimeRecord, decode_packet, encode_packet
 
@@ -262,9 +263,10 @@ def test_bad_packets_become_dead_letters_and_stop_nothing(daemon: Daemon) -> Non
     letters = [body for kind, _, body in daemon.rows() if kind == DEAD_LETTER]
     assert {base64.b64decode(letter["raw_base64"]) for letter in letters} == {*bad, negative}
     for letter in letters:
-        assert letter.keys() == {"reason", "source", "origin", "received_ms", "header", "raw_base64", "truncated"}
+        assert letter.keys() == {"reason", "source", "origin", "received_ms", "header", "raw_base64", "truncated", "partial"}
         assert (letter["source"], letter["origin"], letter["truncated"]) == ("xrootd-udp", "127.0.0.1", False)
     assert "the header says 65535 bytes" in " ".join(letter["reason"] for letter in letters)
+    assert [letter["partial"] for letter in letters] == [False] * 6 + [True]
     assert letters[-1]["reason"].startswith("read bytes of close 1: -1 is negative (1 of 2 records refused")
 
 
@@ -572,6 +574,26 @@ def test_messages_become_events_or_dead_letters_in_order(tmp_path: Path) -> None
     assert metrics["messages"] == len(bodies) + 3
     assert (metrics["events"], metrics["dead_letters"]) == (len(events), len(letters))
     store.close()
+
+
+def test_a_packet_that_comes_again_counts_for_the_server_that_had_sent_it(tmp_path: Path) -> None:
+    store = _store(tmp_path)
+    packets = list(simulate_packets(3, 300, START, 600))
+    refused = packets[0][:50]
+    with store.transaction() as change:
+        for packet in packets:
+            process_packet(change, packet, "192.0.2.9", decode(packet), NOW)
+    first = _queue(store)
+    assert first and {event["server_host"] for _, event in first} == {"192.0.2.9"}
+    again = [SimpleNamespace(body=packet, headers={PACKET_HEADER: "192.0.2.9"}) for packet in [*packets, refused]]
+    (tmp_path / "other").mkdir()
+    other = _store(tmp_path / "other")
+    accept_messages(other, again, "gridstead.raw", 1 << 20, NOW)
+    *events, (_, letter) = _queue(other)
+    assert events == first
+    assert (letter["source"], letter["origin"], letter["partial"]) == ("xrootd-udp", "192.0.2.9", False)
+    store.close()
+    other.close()
 
 
 def test_the_queue_is_read_and_deleted_in_order_within_limits(tmp_path: Path) -> None:

@@ -19,12 +19,10 @@ from rich.text import Text
 
 from gridstead.cli import kafkalog
 from gridstead.cli.broker import Broker, BrokerError
-from gridstead.cli.metrics import packets_counter
-from gridstead.cli.packets import PacketSender, SendError
 from gridstead.cli.session import EXIT_USAGE, Failure, Session, command, unreachable
 from gridstead.cli.units import exact, utc
 from gridstead.config import Config, stomp_client
-from gridstead.sources import SOURCE_HEADER
+from gridstead.sources import PACKET_HEADER, SOURCE_HEADER
 
 GROUP = "gridstead-dlq-replay"
 _BATCH = 100
@@ -46,6 +44,7 @@ class Letter:
     raw: bytes | None
     truncated: bool
     header: str | None = None
+    partial: bool = False
 
     @property
     def place(self) -> str:
@@ -62,6 +61,7 @@ class Letter:
             "received_ms": self.received_ms,
             "header": self.header,
             "truncated": self.truncated,
+            "partial": self.partial,
             "bytes": None if self.raw is None else len(self.raw),
             "raw_base64": None if self.raw is None else base64.b64encode(self.raw).decode(),
         }
@@ -76,8 +76,8 @@ def parse(partition: int, offset: int, value: bytes | None) -> Letter:
         header = record.get("header")
         reason, source, origin = (str(record.get(name) or "unknown") for name in ("reason", "source", "origin"))
         truncated = bool(record.get("truncated"))
-        said = None if header is None else str(header)
-        return Letter(partition, offset, reason, source, origin, received, raw, truncated, said)
+        said, partial = None if header is None else str(header), bool(record.get("partial"))
+        return Letter(partition, offset, reason, source, origin, received, raw, truncated, said, partial)
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error, RecursionError) as error:
         reason = f"not a dead-letter record ({type(error).__name__}: {error})"
         return Letter(partition, offset, reason, "unknown", "unknown", 0, None, False)
@@ -214,10 +214,11 @@ Examples:
 def replay_letters(
     session: Session, places: tuple[str, ...], source: str | None, pattern: str | None, again: bool, dry_run: bool
 ) -> None:
-    """Send raw bytes to their entrance again: packets over UDP, messages to the raw queue.
+    """Send raw bytes to the raw queue again: messages, and packets for the host that had sent them.
 
     What was replayed is remembered in Kafka, so that a second call sends nothing twice. What still cannot be read
-    becomes a new dead letter.
+    becomes a new dead letter. Never replayed are bytes that were not kept whole, and packets of which all but a few
+    records were accepted.
     """
     wanted = _filter(source, pattern, places)
     config, topic = session.config, session.config.kafka.deadletter_topic
@@ -233,15 +234,15 @@ def replay_letters(
                     continue
                 if progress.is_done(letter) and not again:
                     counts["replayed_before"] += 1
-                elif letter.raw is None or letter.truncated:
+                elif letter.raw is None or letter.truncated or letter.partial:
                     counts["not_replayable"] += 1
                 else:
                     chosen.append(letter.place)
                     batch.append(letter)
                 if len(batch) >= _BATCH:
-                    counts += _send(session, config, progress, batch, dry_run)
+                    counts += _send(config, progress, batch, dry_run)
                     batch = []
-            counts += _send(session, config, progress, batch, dry_run)
+            counts += _send(config, progress, batch, dry_run)
     except kafkalog.KafkaError as error:
         raise unreachable(f"Kafka (topic {topic})", error, "kafka") from error
     names = ("packets", "messages", "replayed_before", "not_replayable")
@@ -249,35 +250,26 @@ def replay_letters(
     session.emit(data, lambda: _summary(counts, dry_run))
 
 
-def _send(session: Session, config: Config, progress: Progress, batch: list[Letter], dry_run: bool) -> Counter[str]:
-    packets = [letter for letter in batch if letter.source == _UDP_SOURCE]
-    texts = [letter for letter in batch if letter.source != _UDP_SOURCE]
-    counts = Counter(packets=len(packets), messages=len(texts))
+def _send(config: Config, progress: Progress, batch: list[Letter], dry_run: bool) -> Counter[str]:
+    packets = sum(letter.source == _UDP_SOURCE for letter in batch)
+    counts = Counter(packets=packets, messages=len(batch) - packets)
     if dry_run or not batch:
         return counts
-    collector = config.collector
     try:
-        if packets:
-            note = session.log.print
-            with PacketSender(
-                collector.bind, collector.xrootd_port, received=packets_counter(config), patience_s=60, note=note
-            ) as sender:
-                for letter in packets:
-                    sender.send(letter.raw or b"")
-                sender.flush()
-            progress.commit(packets)
-        if texts:
-            with Broker(stomp_client(config)) as broker:
-                for header in dict.fromkeys(letter.header for letter in texts):
-                    alike = [letter for letter in texts if letter.header == header]
-                    headers = None if header is None else {SOURCE_HEADER: header}
-                    broker.send(config.stomp.raw_queue, [letter.raw or b"" for letter in alike], headers)
-                    progress.commit(alike)
-    except SendError as error:
-        raise unreachable("The collector", error, "collector") from error
+        with Broker(stomp_client(config)) as broker:
+            for headers in dict.fromkeys(map(_headers, batch)):
+                alike = [letter for letter in batch if _headers(letter) == headers]
+                broker.send(config.stomp.raw_queue, [letter.raw or b"" for letter in alike], dict(headers))
+                progress.commit(alike)
     except BrokerError as error:
         raise unreachable("The broker", error, "activemq") from error
     return counts
+
+
+def _headers(letter: Letter) -> tuple[tuple[str, str], ...]:
+    if letter.source == _UDP_SOURCE:
+        return ((PACKET_HEADER, letter.origin),)
+    return () if letter.header is None else ((SOURCE_HEADER, letter.header),)
 
 
 def _letters(opened: Consumer, topic: str, bounds: kafkalog.Bounds) -> Iterator[Letter]:
@@ -353,5 +345,6 @@ def _summary(counts: Counter[str], dry_run: bool) -> str:
     if counts["replayed_before"]:
         text += f" {exact(counts['replayed_before'])} were replayed before: --all sends them again."
     if counts["not_replayable"]:
-        text += f" {exact(counts['not_replayable'])} cannot be sent: their raw bytes are cut or unreadable."
+        why = "their raw bytes are cut or unreadable, or a part of them was accepted"
+        text += f" {exact(counts['not_replayable'])} cannot be sent: {why}."
     return text

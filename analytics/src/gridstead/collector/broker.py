@@ -23,9 +23,10 @@ from stomp.exception import ConnectFailedException, StompException
 from stomp.utils import Frame
 
 from gridstead.collector.store import DEAD_LETTER, Row, Store
+from gridstead.collector.udp import decode, process_packet
 from gridstead.config import STOMP_CONNECT_TIMEOUT_S, STOMP_HEARTBEAT_S, STOMP_SILENT_BEATS, StompClient
 from gridstead.events import Event, ValidationError
-from gridstead.sources import SOURCE_HEADER, normalise_json
+from gridstead.sources import PACKET_HEADER, SOURCE_HEADER, normalise_json
 
 log = logging.getLogger("gridstead.collector")
 logging.getLogger("stomp.py").setLevel(logging.CRITICAL)  # it logs each attempt; the links below log changes of state
@@ -372,11 +373,15 @@ class Input(_Reconnecting):
 
 def accept_messages(store: Store, frames: Sequence[Any], origin: str, max_message_bytes: int, received_ms: int) -> None:
     """Normalise messages (objects with a ``body`` of bytes and ``headers``) and queue them in one commit, the bad ones
-    as dead letters.
+    as dead letters. Packets that come again are processed as those of UDP, for the host that had sent them.
     """
     outcomes: list[Event | tuple[str, bytes, str | None]] = []
+    packets: list[tuple[str, bytes]] = []
     for message in frames:
         body: bytes = message.body or b""
+        if PACKET_HEADER in message.headers:
+            packets.append((message.headers[PACKET_HEADER], body))
+            continue
         header: str | None = message.headers.get(SOURCE_HEADER)
         if len(body) > max_message_bytes:
             reason = f"message of {len(body)} bytes exceeds max_message_bytes = {max_message_bytes}"
@@ -397,4 +402,6 @@ def accept_messages(store: Store, frames: Sequence[Any], origin: str, max_messag
             reason, body, header = outcome
             change.add_dead_letter(reason, "stomp", origin, received_ms, body, header)
         change.add_events(events)
-        change.count("messages", len(outcomes))
+        for host, data in packets:
+            process_packet(change, data, host, decode(data), received_ms)
+        change.count("messages", len(frames))

@@ -283,10 +283,17 @@ class Transaction:
         self._last_event_ms = max(self._last_event_ms, events[-1]["received_ms"])
 
     def add_dead_letter(
-        self, reason: str, source: str, origin: str, received_ms: int, raw: bytes, header: str | None = None
+        self,
+        reason: str,
+        source: str,
+        origin: str,
+        received_ms: int,
+        raw: bytes,
+        header: str | None = None,
+        partial: bool = False,
     ) -> None:
         """Queue what could not be decoded or validated; the arguments are those of :func:`dead_letter`."""
-        letter = dead_letter(reason, source, origin, received_ms, raw, header)
+        letter = dead_letter(reason, source, origin, received_ms, raw, header, partial)
         digest = hashlib.sha256(raw).hexdigest()[:32]
         self._add([(DEAD_LETTER, digest, json.dumps(letter).encode("ascii"))])
         self.count("dead_letters")
@@ -363,12 +370,19 @@ class Transaction:
 
 
 def dead_letter(
-    reason: str, source: str, origin: str, received_ms: int, raw: bytes, header: str | None = None
+    reason: str,
+    source: str,
+    origin: str,
+    received_ms: int,
+    raw: bytes,
+    header: str | None = None,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """The dead-letter record: what was wrong in words, the entrance it came by, from where and when (ms), the bytes.
 
     ``raw`` is kept whole up to 16 MiB, and ``truncated`` says whether it was longer. ``header`` is what the message's
     :data:`~gridstead.sources.SOURCE_HEADER` said, without which a replay would not be the same message.
+    ``partial``: a part of it was accepted, so it must not come again.
     """
     return {
         "reason": reason,
@@ -378,4 +392,5 @@ def dead_letter(
         "header": header,
         "raw_base64": base64.b64encode(raw[:RAW_MAX_BYTES]).decode("ascii"),
         "truncated": len(raw) > RAW_MAX_BYTES,
+        "partial": partial,
     }

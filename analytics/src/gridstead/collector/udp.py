@@ -108,7 +108,7 @@ class UdpReceiver:
 
     def _commit(self, batch: list[Datagram]) -> None:
         received_ms = time.time_ns() // 1_000_000
-        decoded = [_decode(data) for data, _ in batch]
+        decoded = [decode(data) for data, _ in batch]
         with self.store.transaction() as change:
             change.put("last_batch", b"".join(map(_digest, batch)))
             for (data, host), packet in zip(batch, decoded, strict=True):
@@ -116,7 +116,7 @@ class UdpReceiver:
                 if change.full:
                     change.count("dropped_full")
                 else:
-                    _process(change, data, host, packet, received_ms)
+                    process_packet(change, data, host, packet, received_ms)
             full = change.full
         if full != self.dropping:
             self.dropping = full
@@ -150,14 +150,16 @@ def _digest(datagram: Datagram) -> bytes:
     return hashlib.blake2b(data, digest_size=16, key=host.encode()[:64]).digest()
 
 
-def _decode(data: bytes) -> Packet | DecodeError:
+def decode(data: bytes) -> Packet | DecodeError:
+    """Decode a packet; what is wrong with it is returned."""
     try:
         return decode_packet(data)
     except DecodeError as error:
         return error
 
 
-def _process(change: Transaction, data: bytes, host: str, packet: Packet | DecodeError, received_ms: int) -> None:
+def process_packet(change: Transaction, data: bytes, host: str, packet: Packet | DecodeError, received_ms: int) -> None:
+    """Queue the events of a decoded packet that ``host`` sent; what was refused of it, or all, as a dead letter."""
     if isinstance(packet, OtherStreamError):
         change.count("packets_other")
         return
@@ -174,7 +176,7 @@ def _process(change: Transaction, data: bytes, host: str, packet: Packet | Decod
         reason = (
             f"{joined.errors[0]} ({len(joined.errors)} of {joined.records} records refused, the others were processed)"
         )
-        change.add_dead_letter(reason, "xrootd-udp", host, received_ms, data)
+        change.add_dead_letter(reason, "xrootd-udp", host, received_ms, data, partial=True)
 
 
 def kernel_drops(sock: socket.socket) -> int:

@@ -22,6 +22,8 @@ from gridstead.sources.values import parse_json, type_name
 
 SOURCE_HEADER: Final = "gridstead-source"
 """STOMP header by which a producer may say what it sends."""
+PACKET_HEADER: Final = "gridstead-packet-from"
+"""STOMP header of a message that is a packet of an f-stream, come a second time: the host that had sent it over UDP."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def _source(data: Mapping[str, Any], metadata: object, header: str | None) -> So
 __all__ = [
     "JSON_SOURCES",
     "SOURCES",
+    "PACKET_HEADER",
     "SOURCE_HEADER",
     "Source",
     "SourceField",
