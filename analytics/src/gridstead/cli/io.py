@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 
 from gridstead.cli import sparkrun
-from gridstead.cli.session import Session, command
+from gridstead.cli.session import Session, command, write_file
 from gridstead.cli.units import exact, human_bytes, human_seconds
 from gridstead.release import spark_submit_command
 
@@ -55,9 +55,9 @@ def io(
     arguments += ["--formats", *chosen.split(",")] if chosen else []
     line = spark_submit_command(session.config, "reading", arguments, "local[2]")
     answer = sparkrun.answer_of(session, "measuring storage", verbose, "reading", line, "gridstead io --help", (0,))
-    if plot is not None:
-        plot.write_text(drawn(answer["results"]), encoding="utf-8")
     session.emit(answer, lambda: _told(answer))
+    if plot is not None:
+        write_file(plot, drawn(answer["results"]))
 
 
 def _told(answer: dict[str, Any]) -> Table:

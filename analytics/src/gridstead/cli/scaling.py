@@ -18,9 +18,9 @@ import click
 from rich.table import Table
 
 from gridstead.cli import sparkrun
-from gridstead.cli.session import EXIT_USAGE, Failure, Session, command
+from gridstead.cli.session import EXIT_USAGE, Failure, Session, command, write_file
 from gridstead.cli.units import Day, human_seconds
-from gridstead.hdfs import HdfsShell
+from gridstead.hdfs import HdfsError, HdfsShell
 from gridstead.release import ReleaseError, spark_submit_command
 
 SWEEPS: Final = ("executors", "cores", "memory", "nodes")
@@ -133,16 +133,19 @@ def scaling(
     try:
         results = list(measure(sweeps, base, repeat, run, session.log.print))
     finally:
-        HdfsShell(session.config.hadoop.cli).remove(place)
+        try:
+            HdfsShell(session.config.hadoop.cli).remove(place)
+        except HdfsError as error:
+            session.log.print(f"{place} is left on HDFS: {error}")
     answer = {"from": first, "to": last, "release": used, "fixed": asdict(base), "repeat": repeat, "results": results}
     if not any(row["seconds"] for row in results):
         raise Failure("no run had the executors that it asked for; why stands above", "gridstead doctor")
-    if output is not None:
-        output.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     lines = curves([answer, *others])
-    if plot is not None:
-        plot.write_text(drawn(lines), encoding="utf-8")
     session.emit({**answer, "relative": lines}, lambda: _told(results, lines))
+    if output is not None:
+        write_file(output, json.dumps(answer, indent=1) + "\n")
+    if plot is not None:
+        write_file(plot, drawn(lines))
 
 
 def measure(

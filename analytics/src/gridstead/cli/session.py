@@ -55,6 +55,14 @@ class Failure(click.ClickException):
             click.echo(f"next:  {self.next_command}", file=file, err=file is None)
 
 
+def write_file(path: Path, text: str) -> None:
+    """Write a file that the user has named. Raises Failure."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{path} cannot be written ({error.strerror})") from error
+
+
 def unreachable(what: str, error: BaseException, service: str) -> Failure:
     """Make the Failure for a server that does not answer; ``service`` is its name in ``gridstead status``."""
     reason = " ".join(str(error).split()) or type(error).__name__

@@ -42,8 +42,9 @@ def submit(
     job: str,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run JOB by spark-submit: batch, ingest or stream of a release, or a local .py file, with the release's libraries.
+    """Run JOB by spark-submit, with the release's libraries.
 
+    JOB is archive, batch, ingest, reading or stream of a release, or a local .py file.
     The log goes to standard error, what the job prints to standard output. Exits with 1 where the job fails.
     """
     config = session.config

@@ -70,17 +70,19 @@ class Moment(click.ParamType):
         if isinstance(value, int):
             return value
         text = str(value).strip()
-        if text.isdigit() and len(text) > 8:
-            return int(text)
-        if text[:-1].isdigit() and text[-1:] in _AGO:
-            ago = timedelta(seconds=int(text[:-1]) * _AGO[text[-1]])
-            return int((datetime.now(UTC) - ago).timestamp() * 1000)
         try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
+            return int(_moment(text).timestamp() * 1000)
+        except (ValueError, OverflowError):
             self.fail(f"{text!r} is not a time: write 2025-06-03, 2025-06-03T10:20, or 24h (ago)", param, ctx)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return int(moment.timestamp() * 1000)
+
+
+def _moment(text: str) -> datetime:
+    if text.isdecimal() and len(text) > 8:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=int(text))
+    if text[:-1].isdecimal() and text[-1:] in _AGO:
+        return datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * _AGO[text[-1]])
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 _AGO = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
