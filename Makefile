@@ -69,7 +69,7 @@ ec2-up: bootstrap ## Make the cluster of CLUSTER=FILE, or make it whole, after a
 ec2-smoke: bootstrap ## Prove that the installed cluster of CLUSTER=FILE works, by the smoke tests on its gateway
 	@$(EC2) playbooks/ec2-smoke.yml
 
-ec2-scale: bootstrap ## As many nodes as CLUSTER=FILE says, or first GROUP=workers COUNT=5, after asking; nodes that go are drained
+ec2-scale: bootstrap ## As many nodes as CLUSTER=FILE says, or first GROUP=worker COUNT=5, after asking; nodes that go are drained
 	@$(EC2)/control.yml playbooks/ec2-scale.yml
 
 ec2-stop: bootstrap ## Stop the nodes of CLUSTER=FILE; what is on their volumes stays
