@@ -2,10 +2,10 @@
 
 Against a running appliance: ``python tests/bench/bench_batch.py --config FILE --events 20000000``. A made-up day (see
 grid_day.py) is archived below a directory of its own on HDFS, and the product's batch merges its transfer statistics
-into indices of their own ("1 day"). The same files are read from this machine's disk to compare the computation alone:
-Spark and DuckDB in turn, and all statistics in one run against a run for each. Last, ``--days`` gives the cost of 1,
-7 and 30 days of ``--small`` events each. ``--parts`` runs some of these three alone. Everything it made is deleted. Exit
-code 1 if Spark and DuckDB differ.
+into indices of their own ("1 day"; then one with fewer pairs of domains, so fewer documents). The same files are read
+from this machine's disk to compare the computation alone: Spark and DuckDB in turn, and all statistics in one run against
+a run for each. Last, ``--days`` gives the cost of 1, 7 and 30 days of ``--small`` events each. ``--parts`` runs some of
+these three alone. Everything it made is deleted. Exit code 1 if Spark and DuckDB differ.
 
 CPU is that of Spark's JVM and its Python together (proc(5)); Elasticsearch's stands beside it.
 """
@@ -75,13 +75,13 @@ class Cost:
         return record.result(name, events, self.seconds, self.cpu_s, resident, **more)
 
 
-def archive(spark: SparkSession, root: str, events: int, day: int = 0) -> list[str]:
+def archive(spark: SparkSession, root: str, events: int, day: int = 0, peers: int = grid_day.PEERS) -> list[str]:
     """Archive one more made-up day as one commit, as compaction leaves it; returns the addresses of its files."""
     files = Files(spark, root)
     token = new_token(day + 1, day + 1, 1)
     staging = Staging(files, "write", token)
     shift = day * DAY_MS
-    rows = grid_day.events(spark, events)
+    rows = grid_day.events(spark, events, peers)
     for name in ("start_ms", "end_ms", "received_ms"):
         rows = rows.withColumn(name, F.col(name) + shift)
     rows = rows.withColumn("timestamp", F.timestamp_millis(F.unix_millis("timestamp") + shift))
@@ -189,6 +189,8 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=20_000_000, help="events of the day (default: %(default)s)")
     parser.add_argument("--small", type=int, default=1_000_000, help="events of a day of many (default: %(default)s)")
     parser.add_argument("--parts", default="day,compute,days", help="what to run (default: %(default)s)")
+    peers = f"{grid_day.PEERS},3"
+    parser.add_argument("--peers", default=peers, help="a day for each: domains that read from one (default: %(default)s)")
     parser.add_argument("--days", default="1,7,30", help="how many of the many (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of Spark and DuckDB in turn (default: %(default)s)")
     parser.add_argument("--memory", default="3g", help="heap of Spark (default: %(default)s)")
@@ -212,7 +214,9 @@ def main() -> int:
         print(json.dumps(row), flush=True)
 
     if "day" in parts:
-        note(merge(spark, config, "1 day", 1, arguments.events, ("transfers",)))
+        for peers in map(int, arguments.peers.split(",")):
+            name = "1 day" if peers == grid_day.PEERS else f"1 day, {peers} peers"
+            note(merge(spark, config, name, 1, arguments.events, ("transfers",), peers))
     if "compute" in parts:
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as directory:
             for row in compute(spark, config, arguments.events, arguments.rounds, Path(directory)):

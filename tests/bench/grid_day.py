@@ -1,8 +1,8 @@
 """A day of a grid's file accesses as an archive: deterministic, of any size, made by Spark's own expressions.
 
-Cardinalities as of a large grid: 4 VOs carry nearly everything, 170 domains and 3,500 pairs of them, 3,000
-users and 3 million files, all of them Zipf-like; 95 % of the accesses last two minutes on average, 5 % from ten
-minutes to twelve hours. Some rows come twice (3 %, half of them under a new producer's id), some are later versions
+Cardinalities as of a large grid: 4 VOs carry nearly everything, 170 domains, each read from by at most PEERS others
+(3,500 pairs), 3,000 users and 3 million files, all of them Zipf-like; 95 % of the accesses last two minutes on average,
+5 % from ten minutes to twelve hours. Some rows come twice (3 %, half of them under a new producer's id), some are later versions
 of an access with more bytes (2 %).
 """
 
@@ -20,6 +20,7 @@ DAY = dt.date(2024, 6, 3)
 DAY_MS = int(dt.datetime(DAY.year, DAY.month, DAY.day, tzinfo=dt.UTC).timestamp()) * 1000
 ROWS_PER_FILE = 1_250_000
 FILES = 3_000_000
+PEERS = 20
 VOS = ("cms", "atlas", "lhcb", "alice")
 TOPIC = "gridstead.events"
 PARTITIONS = 3
@@ -27,7 +28,7 @@ AGAIN_WITHIN = 100_000
 """A row that comes again does so at most this many rows later."""
 
 
-def events(spark: SparkSession, count: int) -> DataFrame:
+def events(spark: SparkSession, count: int, peers: int = PEERS) -> DataFrame:
     """``count`` rows of schema.PARSED in the order of the log (column ``offset``), without malformed ones."""
     row = F.col("id")
     chance = _uniform("kind", row)
@@ -47,7 +48,7 @@ def events(spark: SparkSession, count: int) -> DataFrame:
     kind = _uniform("activity", n)
     moved = (size * F.when(_uniform("whole", n) < 0.3, 1.0).otherwise(_uniform("part", n) * 0.9)).cast("long")
     server, near = _rank("server", n, 170), _uniform("near", n) < 0.7
-    client = F.when(near, server).otherwise((server * 7 + _rank("client", n, 20) * 11) % 170)
+    client = F.when(near, server).otherwise((server * 7 + _rank("client", n, peers) * 11) % 170)
     vo = F.pmod(F.floor(server / 3) + _rank("vo", n, 2), F.lit(4))  # a site serves two of the large VOs
     user = _rank("user", n, 3000)
     file = _rank("file", n, FILES)
