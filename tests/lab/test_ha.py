@@ -443,7 +443,7 @@ def test_a_worker_is_added_to_the_running_cluster(cluster: Cluster) -> None:
     report = cluster.on(GATEWAY, f"{HADOOP} dfsadmin -report 2>/dev/null | grep ^Live")
     assert "Live datanodes (4)" in report
     nodes = cluster.on(GATEWAY, f"{HADOOP} org.apache.hadoop.yarn.client.cli.NodeCLI -list 2>/dev/null")
-    assert re.search(rf"^{NEW_WORKER}:\d+\s+RUNNING", nodes, re.MULTILINE), nodes
+    assert re.search(rf"^\s*{NEW_WORKER}:\d+\s+RUNNING", nodes, re.MULTILINE), nodes
     assert changed(cluster.play("-e", f"node={NEW_WORKER}", book="add-node")) == 0
 
 
