@@ -485,6 +485,7 @@ def test_draining_is_refused_where_blocks_would_lack_copies(cluster: Cluster) ->
         cluster.write_inventory()
 
 
+@pytest.mark.timeout(2700)
 def test_the_batch_is_measured_in_several_shapes_and_the_results_are_brought_here(cluster: Cluster, tmp_path: Path) -> None:
     day = json.loads(cluster.on(GATEWAY, f"{GRIDSTEAD} archive status --json"))["last_day"]
     shapes = ["--executors", "1,2,3", "--cores", "1,2", "--memory", "1", "--fixed", "2,1,1", "--repeat", "1"]
