@@ -217,8 +217,8 @@ def replay_letters(
     """Send raw bytes to the raw queue again: messages, and packets for the host that had sent them.
 
     What was replayed is remembered in Kafka, so that a second call sends nothing twice. What still cannot be read
-    becomes a new dead letter. Never replayed are bytes that were not kept whole, and packets of which all but a few
-    records were accepted.
+    becomes a new dead letter. Never replayed are bytes that were not kept whole, and packets that gave events: only
+    some of their records were refused.
     """
     wanted = _filter(source, pattern, places)
     config, topic = session.config, session.config.kafka.deadletter_topic
@@ -345,6 +345,6 @@ def _summary(counts: Counter[str], dry_run: bool) -> str:
     if counts["replayed_before"]:
         text += f" {exact(counts['replayed_before'])} were replayed before: --all sends them again."
     if counts["not_replayable"]:
-        why = "their raw bytes are cut or unreadable, or a part of them was accepted"
+        why = "their raw bytes are cut or unreadable, or they gave events already"
         text += f" {exact(counts['not_replayable'])} cannot be sent: {why}."
     return text

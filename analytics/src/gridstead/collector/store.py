@@ -382,7 +382,7 @@ def dead_letter(
 
     ``raw`` is kept whole up to 16 MiB, and ``truncated`` says whether it was longer. ``header`` is what the message's
     :data:`~gridstead.sources.SOURCE_HEADER` said, without which a replay would not be the same message.
-    ``partial``: a part of it was accepted, so it must not come again.
+    ``partial``: it gave events; later, without the opens that were known then, it would give poorer ones.
     """
     return {
         "reason": reason,

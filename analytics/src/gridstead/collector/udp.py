@@ -176,7 +176,7 @@ def process_packet(change: Transaction, data: bytes, host: str, packet: Packet |
         reason = (
             f"{joined.errors[0]} ({len(joined.errors)} of {joined.records} records refused, the others were processed)"
         )
-        change.add_dead_letter(reason, "xrootd-udp", host, received_ms, data, partial=True)
+        change.add_dead_letter(reason, "xrootd-udp", host, received_ms, data, partial=bool(joined.events))
 
 
 def kernel_drops(sock: socket.socket) -> int:
