@@ -21,7 +21,8 @@ options:
     elements: str
     choices: [zookeeper, hdfs, yarn, kafka, elasticsearch, activemq, pipeline]
     default: [zookeeper, hdfs, yarn, kafka, elasticsearch, activemq, pipeline]
-  timeout: {description: Seconds to wait; with 0 it looks once and only reports., type: int, default: 300}
+  timeout: {description: Seconds to wait., type: int, default: 300}
+  report: {description: Look once, and report what is seen instead of failing., type: bool, default: false}
   datanodes: {description: Addresses of the DataNodes that must be in service., type: list, elements: str, default: []}
   nodemanagers: {description: NodeManagers that must be active., type: int, default: 1}
   gateways: {description: Addresses of the hosts of the pipeline; by default this host alone., type: list, elements: str, default: []}
@@ -333,6 +334,7 @@ def main():
             "library": {"type": "path", "required": True},
             "parts": {"type": "list", "elements": "str", "choices": PARTS, "default": PARTS},
             "timeout": {"type": "int", "default": 300},
+            "report": {"type": "bool", "default": False},
             "datanodes": {"type": "list", "elements": "str", "default": []},
             "nodemanagers": {"type": "int", "default": 1},
             "gateways": {"type": "list", "elements": "str", "default": []},
@@ -347,7 +349,7 @@ def main():
         gate = Gate(module.params)
         gate.look()
         good = 0 if gate.troubles else good + 1
-        if good >= LOOKS or timeout == 0:
+        if good >= LOOKS or module.params["report"]:
             module.exit_json(changed=False, passed=not gate.troubles, troubles=gate.troubles, **gate.seen)
         if gate.troubles and time.monotonic() - started > timeout:
             module.fail_json(

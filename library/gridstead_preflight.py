@@ -19,6 +19,7 @@ options:
   disk_free_gb: {description: Gigabytes that must be free there., type: int, default: 20}
   memory_mb: {description: Mebibytes that the host must have., type: int, default: 0}
   ports: {description: Ports that must be free or held by a service of ours., type: list, elements: int, default: []}
+  java_home: {description: Java that is used; by default the one on the PATH., type: str, default: ""}
   java_versions: {description: Java that is accepted; none at all is installed., type: list, elements: int, default: []}
   open_files: {description: Limit of open files that services need., type: int, default: 65536}
 author: [Gridstead]
@@ -114,8 +115,11 @@ def ours(pid):
 
 def java(module):
     """Java, where there is one already."""
-    program = shutil.which("java")
-    if program:
+    home = module.params["java_home"]
+    program = os.path.join(home, "bin", "java") if home else shutil.which("java")
+    if home and not os.path.exists(program):
+        yield "%s is not there: set java_home to another" % program
+    elif program:
         _code, out, err = module.run_command([program, "-version"])
         found = re.search(r'version "(\d+)', out + err)
         if not found or int(found[1]) not in module.params["java_versions"]:
@@ -142,6 +146,7 @@ def main():
             "disk_free_gb": {"type": "int", "default": 20},
             "memory_mb": {"type": "int", "default": 0},
             "ports": {"type": "list", "elements": "int", "default": []},
+            "java_home": {"type": "str", "default": ""},
             "java_versions": {"type": "list", "elements": "int", "default": []},
             "open_files": {"type": "int", "default": 65536},
         },
