@@ -73,8 +73,8 @@ def test_a_stream_that_ends_while_elasticsearch_is_away_waits_for_nobody(applian
         wait_until(lambda: appliance.pid("stream") not in (0, before), "the stream was started again", 90)
     finally:
         appliance.supervisorctl("start", "elasticsearch")
-        wait_until(appliance.healthy, "every service is healthy again", 180)
     assert_served(appliance, expected, from_ms, to_ms)
+    wait_until(appliance.healthy, "every service is healthy again", 120)
 
 
 @pytest.mark.parametrize("killed", ["parent", "worker"])

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
 
-from errors import run
+from errors import LabError, run
 
 BRIDGE = "br0"
 TABLE = "lab"
@@ -33,7 +33,11 @@ class Network:
         """Give the network namespace of a process an eth0 at a port of the bridge."""
         port = self._port(number)
         if port in run(["ip", "-brief", "link"]):  # of the host's last boot, whose namespace the kernel has not yet cleared
-            run(["ip", "link", "delete", port])
+            try:
+                run(["ip", "link", "delete", port])
+            except LabError:  # cleared meanwhile
+                if port in run(["ip", "-brief", "link"]):
+                    raise
         # The address of the card stays the same over reboots, as the others remember it.
         card = ":".join(["02", "00", *(f"{byte:02x}" for byte in self.subnet[number].packed)])
         run(["ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "address", card, "netns", str(pid)])

@@ -135,11 +135,15 @@ def run_with_progress(session: Session, title: str, verbose: bool, command: Sequ
         if verbose:
             console.print(text)
 
+    def on_print(text: str) -> None:
+        if not text.startswith("{"):  # the answer; the rest is what a driver in Python logs (see answer_of)
+            on_log(text)
+
     teller = threading.Thread(target=tell, daemon=True)
     with spinner if spinner else nullcontext():
         teller.start()
         try:
-            return run(session.config, command, on_log, on_print=lambda text: None)
+            return run(session.config, command, on_log, on_print)
         finally:
             over.set()
             teller.join(2)
@@ -167,7 +171,8 @@ def answer_of(
     if isinstance(answer, dict) and done.code in done_codes:
         return answer
     if not verbose:
-        for text in done.log:
+        # spark-submit hands on what a driver in Python logs as output, not as errors
+        for text in (*done.log, *done.printed[-_KEPT_LINES:]):
             click.echo(text, err=True)
     what = f"{title} failed with exit code {done.code} after {human_seconds(time.monotonic() - begun)}"
     raise Failure(what, "gridstead doctor    # the end of the job's log stands above", EXIT_FAILED)
