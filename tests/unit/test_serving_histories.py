@@ -63,8 +63,8 @@ class History:
         if not self.nested and self.draw.random() < 0.15:
             self.nested = True
             try:
-                usual, other = (self.stream, self.batch) if self.acting == "batch" else (self.batch, self.stream)
-                self.attempt(other if self.acting == "batch" and self.draw.random() < 0.3 else usual)
+                streams = self.acting == "batch" and self.draw.random() >= 0.3  # else another batch takes its place
+                self.attempt(self.stream if streams else self.batch)
             finally:
                 self.nested = False
 

@@ -400,7 +400,7 @@ def accept_messages(store: Store, frames: Sequence[Any], origin: str, max_messag
             change.add_events(events)
             events = []
             reason, body, header = outcome
-            change.add_dead_letter(reason, "stomp", origin, received_ms, body, header)
+            change.add_dead_letter(reason, "stomp", origin, received_ms, body, header=header)
         change.add_events(events)
         for host, data in packets:
             process_packet(change, data, host, decode(data), received_ms)

@@ -282,18 +282,9 @@ class Transaction:
         self.count("events", len(rows))
         self._last_event_ms = max(self._last_event_ms, events[-1]["received_ms"])
 
-    def add_dead_letter(
-        self,
-        reason: str,
-        source: str,
-        origin: str,
-        received_ms: int,
-        raw: bytes,
-        header: str | None = None,
-        partial: bool = False,
-    ) -> None:
+    def add_dead_letter(self, reason: str, source: str, origin: str, received_ms: int, raw: bytes, **more: Any) -> None:
         """Queue what could not be decoded or validated; the arguments are those of :func:`dead_letter`."""
-        letter = dead_letter(reason, source, origin, received_ms, raw, header, partial)
+        letter = dead_letter(reason, source, origin, received_ms, raw, **more)
         digest = hashlib.sha256(raw).hexdigest()[:32]
         self._add([(DEAD_LETTER, digest, json.dumps(letter).encode("ascii"))])
         self.count("dead_letters")
