@@ -242,7 +242,12 @@ def test_masters_that_lost_their_disk_are_made_whole_by_the_next_run(cluster: Cl
     cluster.play(book="hdfs")
     wait_until(cluster.well, "HDFS is whole again", 300)
     for host in (lost, cut):
-        assert cluster.on(host, f"ls {home}/name/current/fsimage_*.md5 && ls -d {home}/journal/*/current/edits_*")
+        assert cluster.on(host, f"ls {home}/name/current/fsimage_*.md5")
+
+    def journal() -> str:
+        return cluster.on(lost, f"cd {home}/journal && find . -name 'edits_*'")
+
+    wait_until(journal, "the next segment is written to the JournalNode that began anew", 240)
     states = cluster.on(GATEWAY, documented.command("cluster", 4) + " 2>/dev/null")
     assert sorted(re.findall(r":\d+\s+(\w+)", states)) == ["active", "standby", "standby"], states
     assert changed(cluster.play(book="hdfs")) == 0
