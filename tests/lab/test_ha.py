@@ -485,7 +485,12 @@ def test_a_drained_worker_holds_nothing_and_is_stopped(cluster: Cluster) -> None
     cluster.on(GATEWAY, f"{local} && {HADOOP} fs -mkdir -p /tmp/many && {HADOOP} fs -put -f /tmp/many/* /tmp/many")
     held = f"DatanodeInfoWithStorage[{cluster.hosts.status()[NEW_WORKER]['address']}:"
     assert held in cluster.on(GATEWAY, places)
-    cluster.documented("drain-node", 0, env={"CONFIRM": NEW_WORKER}, **{f"{NEW_WORKER}.grid.example": NEW_WORKER})
+    node = {f"{NEW_WORKER}.grid.example": NEW_WORKER}
+    command = cluster.command("-e", f"node={NEW_WORKER}", "-e", "drain_timeout=0", book="drain-node")
+    sure = {**os.environ, "CONFIRM": NEW_WORKER}
+    stopped = subprocess.run(command, cwd=ROOT, env=sure, capture_output=True, text=True, timeout=600, check=False)
+    assert stopped.returncode != 0 and "still hands its blocks over" in stopped.stdout, stopped.stdout
+    cluster.documented("drain-node", 0, env=sure, **node)  # goes on
     for service in ("hdfs-datanode", "yarn-nodemanager"):
         state = cluster.on(NEW_WORKER, f"systemctl is-active gridstead-{service}; systemctl is-enabled gridstead-{service}; :")
         assert state.split() == ["inactive", "disabled"]

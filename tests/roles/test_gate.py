@@ -113,6 +113,13 @@ def test_a_node_is_drained_when_hdfs_says_so(state: str, drained: bool) -> None:
     assert bool(troubles) != drained
 
 
+@pytest.mark.parametrize(("state", "leaves"), [("Decommission In Progress", True), ("In Service", False), ("Decommissioned", False)])
+def test_a_node_on_its_way_out_is_the_one_named_whose_blocks_are_being_copied(state: str, leaves: bool) -> None:
+    nodes = {"w1:9866": datanode(), "w2:9866": datanode(state)}
+    assert gate.on_its_way_out(nodes, "w2") == leaves
+    assert not gate.on_its_way_out(nodes, "w1") and not gate.on_its_way_out(nodes, None)
+
+
 def test_partitions_without_leader_or_copy_are_named_and_many_are_counted() -> None:
     assert gate.judge_partitions({"t": {0: (1, 3, 3)}}) == []
     troubles = gate.judge_partitions({"t": {number: (1, 3, 2) for number in range(7)}, "u": {0: (-1, 3, 0)}})
