@@ -238,7 +238,7 @@ def test_masters_that_lost_their_disk_are_made_whole_by_the_next_run(cluster: Cl
     lost, cut = MASTERS[:2]
     cluster.on(lost, f"systemctl stop 'gridstead-hdfs-*' && rm -rf {home}/name {home}/journal")
     cluster.on(cut, "systemctl stop gridstead-hdfs-zkfc gridstead-hdfs-namenode")
-    cluster.on(cut, f"rm {home}/name/current/fsimage_* {home}/name/current/edits_*")
+    cluster.on(cut, f"rm -f {home}/name/current/fsimage_* {home}/name/current/edits_*")
     cluster.play(book="hdfs")
     wait_until(cluster.well, "HDFS is whole again", 300)
     for host in (lost, cut):
