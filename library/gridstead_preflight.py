@@ -95,10 +95,10 @@ def space(parameters):
 
 def ports(module):
     """Ports that somebody else holds."""
-    _code, out, _err = module.run_command(["ss", "-Hlntp"])
+    _code, out, _err = module.run_command(["ss", "-Hlntup"])
     for line in out.splitlines():
         words = line.split()
-        number = int(words[3].rpartition(":")[2])
+        number = int(words[4].rpartition(":")[2])
         pid = re.search(r"pid=(\d+)", line)
         if number in module.params["ports"] and pid and not ours(pid[1]):
             yield "port %d is held by another process: %s" % (number, words[-1])

@@ -266,6 +266,18 @@ def assert_served(
     raise AssertionError(f"not as expected after {timeout_s:.0f} s\n{trouble}")
 
 
+def _agrees(name: str, key: str, document: Mapping[str, Any]) -> bool:
+    """Whether the other fields of a document say what its key (unless that is a hash) and its values say."""
+    parts = [document[dimension] for dimension in STATISTICS[name].dimensions]
+    texts = [str(part).lower() if isinstance(part, bool) else part.replace("%", "%25").replace("|", "%7C") for part in parts]
+    if not key.startswith("sha256-") and key != "|".join([*texts, str(document["bin_end_ms"])]):
+        return False
+    if document["bin_end_ms"] % document["bin_ms"] or document["update_time"] <= 0:
+        return False
+    known = document.get("file_size_known", 0)
+    return name != "access" or document["average_file_size"] == (document["file_size_sum"] / known if known else None)
+
+
 def _different(
     appliance: Served,
     name: str,
@@ -276,9 +288,11 @@ def _different(
 ) -> list[str]:
     found = appliance.documents(from_ms, to_ms, name)
     values = STATISTICS[name].values
-    served = {key: tuple(int(document[value]) for value in values) for key, document in found.items() if only(document)}
+    chosen = {key: document for key, document in found.items() if only(document)}
+    served = {key: tuple(int(document[value]) for value in values) for key, document in chosen.items()}
+    crooked = [f"{name}: {key} has the fields {document}" for key, document in chosen.items() if not _agrees(name, key, document)][:5]
     if served == wanted:
-        return []
+        return crooked
     missing = sorted(wanted.keys() - served.keys())[:5]
     surplus = sorted(served.keys() - wanted.keys())[:5]
     wrong = [(key, wanted[key], served[key]) for key in sorted(wanted.keys() & served.keys()) if wanted[key] != served[key]][:5]

@@ -23,6 +23,7 @@ import pytest
 
 from appliance import Appliance, Statistics, assert_served, statistics_of_records, wait_until
 from gridstead.simulate import AccessSimulation
+from gridstead.simulate_transfers import FtsSimulation, RucioSimulation, TransferSimulation
 
 pytestmark = [pytest.mark.appliance, pytest.mark.fault]
 
@@ -108,6 +109,21 @@ def test_streamed_alone(appliance: Appliance, tmp_path: Path) -> None:
     assert counters["duplicates"] > 0 and counters["superseded"] > 0
 
 
+@pytest.mark.parametrize(("kind", "day"), [(FtsSimulation, -400), (RucioSimulation, -300)])
+def test_transfers_of_fts_and_traces_of_rucio(
+    appliance: Appliance, tmp_path: Path, kind: type[TransferSimulation], day: int
+) -> None:
+    """The other producers of JSON, each on days of its own, from the broker to the documents."""
+    start_ms = FIRST_DAY_MS + day * DAY_MS
+    records = list(kind(5, 500, start_ms, 86_400))
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    appliance.gridstead("replay", str(path), "--as", "events", "--wait")
+    expected = statistics_of_records(appliance, records)
+    assert len(records) > 500 and all(expected.values())
+    assert_served(appliance, expected, start_ms - 9 * DAY_MS, start_ms + 9 * DAY_MS - 1)
+
+
 def test_a_batch_beside_the_stream(appliance: Appliance, tmp_path: Path) -> None:
     """Events before, during and after a batch over their days; a batch over what was served exactly changes nothing."""
     history = History(tmp_path, 1)
@@ -126,6 +142,7 @@ def test_a_batch_beside_the_stream(appliance: Appliance, tmp_path: Path) -> None
     again = appliance.json("batch", "run", "--from", first, "--to", last, timeout=600)
     assert again["merged"]["computed"] > 0 and (again["merged"]["written"], again["merged"]["deleted"]) == (0, 0)
     history.assert_served(appliance)
+    assert appliance.json("status")["batch"]["merged"]["age_s"] < 600
 
 
 def test_a_stream_killed_again_and_again(appliance: Appliance, tmp_path: Path) -> None:

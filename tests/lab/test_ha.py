@@ -183,6 +183,16 @@ def test_copies_are_as_many_as_promised_and_in_two_racks(cluster: Cluster) -> No
     assert set(re.findall(r"Rack: (\S+)", topology)) == {"/room/rack-1", "/room/rack-2"}
     files = cluster.on(GATEWAY, f"{HADOOP} fs -ls /apps/gridstead/*/ | grep ^-").splitlines()
     assert {line.split()[1] for line in files} == {"3"}
+    script = (
+        "import sys; sys.path.insert(0, '/opt/gridstead/gridstead/current/lib')\n"
+        "from confluent_kafka.admin import AdminClient\n"
+        "from gridstead import config\n"
+        "seen = AdminClient(config.kafka_client(config.load('/etc/gridstead/gridstead/gridstead.toml'))).list_topics(timeout=15)\n"
+        "print({len(part.replicas) for topic in seen.topics.values() for part in topic.partitions.values()})\n"
+    )
+    assert cluster.on(GATEWAY, f"python3 - <<'END'\n{script}END\n").strip() == "{3}"
+    for host in MASTERS:
+        assert "min.insync.replicas=2\n" in cluster.on(host, "cat /etc/gridstead/kafka/server.properties")
     indices = cluster.elasticsearch("gridstead-*/_settings")
     assert indices and {index["settings"]["index"]["number_of_replicas"] for index in indices.values()} == {"1"}
 
@@ -336,6 +346,34 @@ def test_a_namenode_that_hangs_is_killed_before_another_takes_over(cluster: Clus
     cluster.on(GATEWAY, f"{HADOOP} fs -ls /", timeout=200)
     assert cluster.active_namenode() != hung
     wait_until(cluster.well, "every service runs", 240)
+
+
+def test_a_job_goes_on_when_the_active_resourcemanager_is_lost(cluster: Cluster) -> None:
+    """What is in ZooKeeper is enough for another one: the job is not begun anew, and ends well."""
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
+    admin = f"{HADOOP} org.apache.hadoop.yarn.client.cli.RMAdminCLI -getAllServiceState 2>/dev/null || :"
+
+    def active() -> list[str]:
+        return re.findall(r"^(\w+):\d+\s+active", cluster.on(GATEWAY, admin), re.MULTILINE)
+
+    (lost,) = active()
+    jar = "/opt/gridstead/hadoop/current/lib/hadoop-mapreduce-examples-*.jar"
+    command = cluster.hosts.command("exec", GATEWAY, "--", "sh", "-c", f"{HADOOP} jar {jar} pi 4 300000000")
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        try:
+            running = f"{HADOOP} yarn application -list -appStates RUNNING 2>/dev/null | grep -c QuasiMonteCarlo || :"
+            wait_until(lambda: cluster.on(GATEWAY, running).strip() == "1", "the job runs", 180)
+            unit = "gridstead-yarn-resourcemanager"
+            cluster.on(lost, f"systemctl kill --signal=SIGKILL {unit} && systemctl stop {unit}")
+            gone = time.monotonic()
+            wait_until(lambda: len(found := active()) == 1 and found != [lost], "another ResourceManager is active", 120)
+            print(f"\nanother ResourceManager was active {time.monotonic() - gone:.0f} s later")
+            said, _ = job.communicate(timeout=600)
+        finally:
+            job.kill()
+            cluster.on(lost, "systemctl start gridstead-yarn-resourcemanager")
+    assert job.returncode == 0 and "Estimated value of Pi" in said, said
+    wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
 
 
 def restarted(output: str) -> list[tuple[str, str]]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gridstead.scheduler import Scheduler, Task
+from appliance_files import write_appliance
+from gridstead.config import load
+from gridstead.scheduler import Scheduler, Task, tasks
 
 
 def python(code: str) -> list[str]:
@@ -62,3 +64,15 @@ def test_a_stop_ends_the_task_under_way() -> None:
     scheduler.stop()
     thread.join(10)
     assert not thread.is_alive() and scheduler.tasks[0].last["exit_code"] != 0
+
+
+@pytest.mark.parametrize(
+    ("archive", "scheduled"), [("", ["batch", "compact"]), ("retention_days = 30", ["batch", "compact", "retain"])]
+)
+def test_what_is_configured_is_scheduled(tmp_path: Path, archive: str, scheduled: list[str]) -> None:
+    file = write_appliance(tmp_path)
+    file.write_text(f"{file.read_text()}\n[archive]\n{archive}\n")
+    found = tasks(load(file), 1000.0)
+    assert [task.name for task in found] == scheduled
+    assert [task.command()[-2:] for task in found if task.name != "batch"] == [["archive", name] for name in scheduled[1:]]
+    assert all(task.due <= 1000.0 + 3600 for task in found)

@@ -1,4 +1,4 @@
-"""``python -m gridstead.scheduler --config FILE``: run the batch and the archive's compaction at their intervals.
+"""``python -m gridstead.scheduler --config FILE``: run batch, compaction and retention at their intervals.
 
 A supervised loop, the same under every supervisor. Each task is a command of ``gridstead``, one at a time; that no two
 batches run at once, also from elsewhere, is the control record's matter. A task that fails is tried again after a
@@ -22,6 +22,7 @@ from gridstead.config import Config
 from gridstead.daemon import work
 
 RETRY_SHARE = 10
+FIRST_S = 3600
 KEPT_LINES = 20
 
 log = logging.getLogger("gridstead.scheduler")
@@ -58,7 +59,10 @@ class Task:
 
 
 def tasks(config: Config, now: float) -> list[Task]:
-    """The tasks that the configuration asks for; each is due one interval from now."""
+    """The tasks that the configuration asks for; each is due one interval from now, daily ones within the first hour.
+
+    Else a scheduler that is begun anew every day, on this gateway or the other, would never come to them.
+    """
     schedule = config.schedule
     gridstead = [sys.executable, "-m", "gridstead.cli", "--config", str(config.path), "--json"]
 
@@ -67,11 +71,13 @@ def tasks(config: Config, now: float) -> list[Task]:
         first = today - dt.timedelta(days=schedule.batch_days - 1)
         return [*gridstead, "batch", "run", "--from", first.isoformat(), "--to", today.isoformat()]
 
+    archive, daily = [*gridstead, "archive"], schedule.compact_interval_s
+    gives_up = config.archive.retention_days or config.archive.malformed_retention_days
     wanted = [
         Task("batch", schedule.batch_interval_s, batch, now + schedule.batch_interval_s),
-        Task("compact", schedule.compact_interval_s, lambda: [*gridstead, "archive", "compact"],
-             now + schedule.compact_interval_s),
-    ]  # fmt: skip
+        Task("compact", daily, lambda: [*archive, "compact"], now + min(daily, FIRST_S)),
+        Task("retain", daily if gives_up else 0, lambda: [*archive, "retain"], now + min(daily, FIRST_S)),
+    ]
     return [task for task in wanted if task.interval_s > 0]
 
 

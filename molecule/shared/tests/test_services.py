@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-LAB = Path(__file__).parents[3] / "tests" / "lab" / "lab.py"
+ROOT = Path(__file__).parents[3]
+LAB = ROOT / "tests" / "lab" / "lab.py"
 ENGINE = os.environ.get("GRIDSTEAD_TEST_ENGINE", "")
 SERVES_OTHERS = "GRIDSTEAD_SCENARIO_CLUSTER" in os.environ
+PORTS: dict[str, int] = yaml.safe_load((ROOT / "roles/common/defaults/main/ports.yml").read_text())["gridstead_base_ports"]
+LISTENS = {  # also as a standby; of two message brokers only the active one listens
+    service: PORTS[text.partition("gridstead_ports.")[2].split()[0]]
+    for service, text in yaml.safe_load((ROOT / "roles/service/vars/restart.yml").read_text())["_service_ports"].items()
+} | ({} if SERVES_OTHERS else {"activemq": PORTS["activemq"]})
+DRAWN = 32768  # from here on the kernel draws ports, for drivers and executors of Spark
 MAY_LISTEN = {"*:13562"}  # Hadoop's ShuffleHandler has no setting for its address (docs/decisions/0005)
 
 
@@ -58,6 +66,20 @@ def limit(host: Any, pid: str, column: str) -> int:
     return int(host.check_output(f"awk '/Max open files/ {{print {column}}}' /proc/{pid}/limits"))
 
 
+def listening(host: Any) -> set[int]:
+    """Ports at which something else than SSH listens."""
+    lines = host.check_output("ss -Hlntup").splitlines()
+    return {int(line.split()[4].rpartition(":")[2]) for line in lines if "sshd" not in line}
+
+
+def test_services_listen_at_their_ports_and_at_no_others(host: Any, named: list[str]) -> None:
+    found = listening(host)
+    assert {name: LISTENS[name] for name in named if name in LISTENS and LISTENS[name] not in found} == {}
+    assert {port for port in found if port < DRAWN} <= set(PORTS.values())
+    if "collector" in named:
+        assert PORTS["collector_xrootd"] in found
+
+
 def test_nothing_listens_beyond_this_host_or_the_address_of_the_cluster(host: Any, named: list[str]) -> None:
     found = [line.split()[4] for line in host.check_output("ss -Hlntup").splitlines() if "sshd" not in line]
     addresses = ["127.0.0.1", "::1", *(host.check_output("hostname -I").split() if SERVES_OTHERS else [])]
@@ -83,24 +105,34 @@ def test_configuration_is_not_for_others_to_write(host: Any) -> None:
     assert host.run("find /opt/gridstead -user gridstead -type f -name '*.jar'").stdout == "", "a service could replace its program"
 
 
-def test_services_come_back_after_a_kill_and_a_reboot(host: Any, units: list[str]) -> None:
+def test_services_come_back_after_a_kill_and_a_reboot(host: Any, named: list[str], units: list[str]) -> None:
     for unit in units:
         pid = properties(host, unit, "MainPID")["MainPID"]
         host.check_output(f"kill -9 {pid}")
         wait_for(host, [unit], {pid})
     name = host.check_output("hostname")
+    booted = host.check_output("cat /proc/sys/kernel/random/boot_id")
     lab = [sys.executable, str(LAB), "--lab", "molecule", "reboot", name]
     subprocess.run([ENGINE, "restart", f"gridstead-molecule-{name}"] if ENGINE else lab, check=True, capture_output=True)
     wait_for(host, units, set())
+    assert ENGINE or host.check_output("cat /proc/sys/kernel/random/boot_id") != booted
+    wanted = {LISTENS[name] for name in named if name in LISTENS}
+    until = time.monotonic() + 300
+    while missing := wanted - listening(host):
+        assert time.monotonic() < until, f"after the reboot nothing listens at {missing}"
+        time.sleep(2)
+    assert {unit: properties(host, unit, "UnitFileState")["UnitFileState"] for unit in units} == dict.fromkeys(units, "enabled")
     assert host.run("systemctl --failed --no-legend").stdout == ""
 
 
 def wait_for(host: Any, units: list[str], without: set[str]) -> None:
     """Wait until services are up again, as other processes than those, and stay so for three seconds."""
     until = time.monotonic() + 120
-    up = 0
+    up, before = 0, None
     while up < 3:
         assert time.monotonic() < until, f"{units} did not come back"
         shown = [properties(host, unit, "ActiveState", "MainPID") for unit in units]
-        up = up + 1 if all(s["ActiveState"] == "active" and s["MainPID"] not in {*without, "0"} for s in shown) else 0
+        same = shown == before  # and not others again and again
+        up = up + 1 if same and all(s["ActiveState"] == "active" and s["MainPID"] not in {*without, "0"} for s in shown) else 0
+        before = shown
         time.sleep(1)

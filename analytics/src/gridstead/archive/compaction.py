@@ -36,7 +36,7 @@ GROUP_TARGETS: Final = 4
 """One merge takes up to so many times the target size: what fits the memory and the disk of one small driver."""
 
 ORDER: Final = ("source", "date", "topic", "partition", "offset")
-"""How the rows of a merged file are sorted; measured in docs/operations/archive.md."""
+"""How the rows of a merged file are sorted: by day and source, as files are, then by position."""
 
 Tell = Callable[[str], None]
 

@@ -24,7 +24,8 @@ from gridstead.serving.store import Place, Write
 from gridstead.statistic import STATISTICS
 
 MAX_BODY_BYTES: Final = 8 << 20
-MAX_BODY_DOCUMENTS: Final = 10_000
+MAX_BODY_DOCUMENTS: Final = 40_000
+"""The bytes are the limit: a document has 240 to 650 of them, its action included, and a body 5 to 15 MB."""
 BODIES_AT_ONCE: Final = 2
 """Bulk requests under way: while Elasticsearch works on one the next is made."""
 READ_AT_ONCE: Final = 5_000
