@@ -94,7 +94,11 @@ def up(account, cluster, wanted, found, parameters):
         "text": lines,
         "problems": plan.problems,
         "done": not stages and not plan.busy,
-        "settled": not plan.busy and all(text.endswith((BASTION_WAITS, OTHER_TAGS)) for stage in stages for _, text in plan.changes[stage]),
+        "settled": not plan.busy and all(
+            (stage, sign) == ("access", "-") or text.endswith((BASTION_WAITS, OTHER_TAGS))
+            for stage in stages
+            for sign, text in plan.changes[stage]
+        ),
         "bastion_waits": ("~", BASTION_WAITS) in plan.changes["nodes"],
         "running": [i["InstanceId"] for i in running if i.get("InstanceLifecycle") != "spot"],
         "running_spot": [i["InstanceId"] for i in running if i.get("InstanceLifecycle") == "spot"],
@@ -106,6 +110,10 @@ def up(account, cluster, wanted, found, parameters):
         "leaving": plan.leaving,
         "terminate": plan.terminate,
         "drop_groups": plan.drop_groups,
+        "drop_nats": plan.drop_nats,
+        "drop_addresses": plan.drop_addresses,
+        "inline": (found["role"] or {}).get("inline", []),
+        "halted": plan.start + [node["id"] for node in plan.leaving if node["state"] == "stopped"],
     }
 
 

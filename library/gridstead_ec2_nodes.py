@@ -15,7 +15,7 @@ options:
   nodes: {description: C(launch) of M(gridstead_ec2)., type: list, elements: dict, required: true}
   image: {description: The image., type: str, required: true}
   key: {description: Name of the key pair., type: str, required: true, no_log: false}
-  profile: {description: Name of the instance profile., type: str, required: true}
+  profile: {description: Name of the instance profile; the bastion gets none., type: str, required: true}
   subnets: {description: Ids of the subnets by name., type: dict, required: true}
   groups: {description: Ids of the security groups by name., type: dict, required: true}
   user_data: {description: Script of the first boot of nodes that have volumes beside the root's., type: str, default: ""}
@@ -39,6 +39,7 @@ launched: {description: Ids of the new instances by name of the node., type: dic
 """
 
 import time
+import uuid
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -61,10 +62,10 @@ def request(node, parameters):
     arguments = {
         "ImageId": parameters["image"],
         "InstanceType": node["type"],
+        "ClientToken": str(uuid.uuid4()),  # a call whose answer was lost makes no second node
         "MinCount": 1,
         "MaxCount": 1,
         "KeyName": parameters["key"],
-        "IamInstanceProfile": {"Name": parameters["profile"]},
         "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required", "HttpPutResponseHopLimit": 1},
         "NetworkInterfaces": [
             {
@@ -85,6 +86,8 @@ def request(node, parameters):
         ],
         "TagSpecifications": [{"ResourceType": kind, "Tags": tags} for kind in types],
     }
+    if node["group"] != BASTION:
+        arguments["IamInstanceProfile"] = {"Name": parameters["profile"]}
     if node["spot"]:
         arguments["InstanceMarketOptions"] = {"MarketType": "spot"}
     if len(node["volumes"]) > 1 and parameters["user_data"]:
@@ -134,7 +137,7 @@ def main():
             try:
                 launched[node["name"]] = launch(client, request(node, module.params))
                 bastion = launched[node["name"]] if node["group"] == BASTION else bastion
-            except botocore.exceptions.ClientError as error:
+            except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
                 failed.append(f"{node['name']}, {node['type']} in {node['zone']}: {error}")
     except botocore.exceptions.BotoCoreError as error:
         failed.append(str(error))

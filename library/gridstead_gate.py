@@ -27,7 +27,11 @@ options:
   nodemanagers: {description: NodeManagers that must be active., type: int, default: 1}
   gateways: {description: Addresses of the hosts of the pipeline; by default this host alone., type: list, elements: str, default: []}
   drained: {description: Address of a host whose DataNode must have handed everything over and may then be down., type: str}
-  leaving: {description: Address of a host that may be on its way out; what it hands over may lack a copy., type: str}
+  leaving:
+    description: Addresses of hosts that may be on their way out; what they hand over may lack a copy.
+    type: list
+    elements: str
+    default: []
 author: [Gridstead]
 """
 
@@ -112,8 +116,8 @@ def judge_datanodes(nodes, wanted, drained):
 
 
 def on_its_way_out(nodes, leaving):
-    """Whether the DataNode at the address `leaving` hands its blocks over, by the active NameNode's list of live ones."""
-    return any(name.rsplit(":", 1)[0] == leaving and node["adminState"] == "Decommission In Progress" for name, node in nodes.items())
+    """Whether a DataNode at an address of `leaving` hands its blocks over, by the active NameNode's list of live ones."""
+    return any(name.rsplit(":", 1)[0] in leaving and node["adminState"] == "Decommission In Progress" for name, node in nodes.items())
 
 
 def judge_journals(status):
@@ -346,7 +350,7 @@ def main():
             "nodemanagers": {"type": "int", "default": 1},
             "gateways": {"type": "list", "elements": "str", "default": []},
             "drained": {"type": "str"},
-            "leaving": {"type": "str"},
+            "leaving": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

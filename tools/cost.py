@@ -89,7 +89,7 @@ def cost(path: Path, given: dict[str, float], cores_of: dict[str, int]) -> Cost:
         raise CostError(f"{path}: how many virtual cores has {', '.join(lacking)}? Write it into docs/reference/cost.yml, under cores")
     cores = sum(cores_of[node["type"]] for node in nodes)
     saved = sum(prices[node["type"]] for node in nodes if node["spot"]) * (1 - given["spot_price"])
-    hour = estimate["hour"] - saved
+    hour, stopped_month = estimate["hour"] - saved, estimate["stopped_month"] - saved * hours
     fixed = given["ec2_other_month"] + given["ec2_staff_month"]
     hosts = max(math.ceil(cores / given["host_cores"]), int(given["hosts_least"]))
     power = given["host_watts"] / 1000 * hours * given["pue"] * given["kwh_price"]
@@ -99,8 +99,8 @@ def cost(path: Path, given: dict[str, float], cores_of: dict[str, int]) -> Cost:
         name=asked["name"],
         cores=cores,
         ec2=hour * hours + fixed,
-        ec2_stopped=estimate["stopped_month"] + fixed,
-        ec2_running_hour=hour - estimate["stopped_month"] / hours,
+        ec2_stopped=stopped_month + fixed,
+        ec2_running_hour=hour - stopped_month / hours,
         hosts=hosts,
         owned=hosts * host_month + given["owned_staff_month"],
         capacity=cores * given["core_ratio"] * given["most_used"] * 1e6 / event_us,

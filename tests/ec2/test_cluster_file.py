@@ -183,6 +183,15 @@ def test_every_component_that_uses_a_port_is_known() -> None:
             assert set(port["from"]) <= known, name
 
 
+def test_the_gate_of_the_day_2_playbooks_reaches_what_it_asks() -> None:
+    """It runs on a gateway, and asks web pages of servers of every kind (library/gridstead_gate.py)."""
+    entries = [port for component in VARS["ec2_components"].values() for port in component["ports"]]
+    ports = {str(port["port"]).strip("{} "): port["from"] for port in entries if "port" in port}
+    asked = ["zookeeper_port", "hdfs_namenode_http_port", "hdfs_journalnode_http_port", "yarn_resourcemanager_http_port", "kafka_port"]
+    asked += ["elasticsearch_http_port", "activemq_port", "collector_status_port", "bridge_status_port", "analytics_stream_status_port"]
+    assert [name for name in asked if not {"gateway", "cluster"} & set(ports[name])] == []
+
+
 def test_every_port_of_the_appliance_has_its_users() -> None:
     ports = yaml.safe_load((ROOT / "roles/common/defaults/main/ports.yml").read_text())["gridstead_base_ports"]
     dependencies = {entry["role"] for entry in yaml.safe_load((ROOT / "roles/ec2/meta/main.yml").read_text())["dependencies"]}

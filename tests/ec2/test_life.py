@@ -66,7 +66,8 @@ def test_all_is_as_safe_as_told(aws: Aws, cluster: Path) -> None:
     for instance in found.values():
         assert instance["MetadataOptions"]["HttpTokens"] == "required"
         assert instance["ImageId"] == DEBIAN["ami_id"]
-        assert instance["IamInstanceProfile"]["Arn"].endswith("/gridstead-life-us-east-1")
+    assert found["life-node-1"]["IamInstanceProfile"]["Arn"].endswith("/gridstead-life-us-east-1")
+    assert "IamInstanceProfile" not in found["life-bastion"]
     assert "PublicIpAddress" not in found["life-node-1"]
     volumes = ec2.describe_volumes(Filters=[{"Name": "tag:gridstead-cluster", "Values": ["life"]}])["Volumes"]
     assert len(volumes) == 3

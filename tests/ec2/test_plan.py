@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -117,3 +118,82 @@ def test_only_drained_nodes_go(aws: Aws) -> None:
     assert Plan(wanted, found).terminate == []
     assert Plan(wanted, found, drained=("i-another",)).terminate == []
     assert Plan(wanted, found, drained=(instance,)).terminate == [instance]
+
+
+def test_zones_come_and_go_at_the_end_of_the_list_only(aws: Aws) -> None:
+    aws.reset()
+    wanted = wanted_of(aws, "one", zones=["us-east-1a", "us-east-1b"])
+    make_some(aws, wanted)
+    ec2, account = aws.client("ec2"), Account(aws, None, "us-east-1")
+    vpc = account.found(wanted)["vpc"]
+    for subnet in wanted["subnets"][1:]:
+        tags = [{"ResourceType": "subnet", "Tags": [{"Key": "Name", "Value": subnet["name"]}]}]
+        ec2.create_subnet(VpcId=vpc, CidrBlock=subnet["cidr"], AvailabilityZone=subnet["zone"], TagSpecifications=tags)
+    for zones, problems in ((["us-east-1a", "us-east-1b", "us-east-1c"], 0), (["us-east-1a"], 0)):
+        changed = wanted_of(aws, "one", zones=zones)
+        assert len([text for text in Plan(changed, account.found(changed)).problems if "zones" in text]) == problems
+    for zones in (["us-east-1a", "us-east-1c", "us-east-1b"], ["us-east-1b"]):
+        changed = wanted_of(aws, "one", zones=zones)
+        assert any("at the end of the list only" in text for text in Plan(changed, account.found(changed)).problems)
+
+
+def test_what_the_file_no_longer_has_of_the_network_goes_and_is_told(aws: Aws) -> None:
+    aws.reset()
+    wanted = wanted_of(aws, "one")
+    make_some(aws, wanted)
+    account = Account(aws, None, "us-east-1")
+    without = wanted_of(aws, "one", internet=False)
+    plan = Plan(without, account.found(without))
+    assert len(plan.drop_nats) == 1 and ("-", f"NAT gateway {plan.drop_nats[0]}") in plan.changes["network"]
+    assert all(("-", f"public address {address}") in plan.changes["network"] for address in plan.drop_addresses)
+    assert Plan(wanted, account.found(wanted)).drop_nats == []
+
+
+def test_what_others_made_in_the_network_is_not_removed_and_what_they_opened_is_seen(aws: Aws) -> None:
+    aws.reset()
+    wanted = wanted_of(aws, "one")
+    make_some(aws, wanted)  # with a security group that has no tag
+    account, ec2, iam = Account(aws, None, "us-east-1"), aws.client("ec2"), aws.client("iam")
+    assert Plan(wanted, account.found(wanted)).drop_groups == []
+    loose = ec2.create_internet_gateway(TagSpecifications=[{"ResourceType": "internet-gateway", "Tags": [
+        {"Key": key, "Value": value} for key, value in wanted["tags"].items()]}])["InternetGateway"]["InternetGatewayId"]  # fmt: skip
+    assert Plan(wanted, account.found(wanted)).ids["internet_gateway"] == loose  # the one to attach; the other has no tag
+    role = wanted["role"]
+    iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(wanted["trust"]))
+    iam.create_instance_profile(InstanceProfileName=role)
+    iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+    iam.put_role_policy(RoleName=role, PolicyName="bucket", PolicyDocument=json.dumps(wanted["policy"]))
+    assert "IAM role and instance profile" not in Plan(wanted, account.found(wanted)).kinds
+    iam.put_role_policy(RoleName=role, PolicyName="more", PolicyDocument=json.dumps(wanted["policy"]))
+    assert account.found(wanted)["role"]["inline"] == ["more"]
+    assert "IAM role and instance profile" in Plan(wanted, account.found(wanted)).kinds
+    iam.delete_role_policy(RoleName=role, PolicyName="more")
+    anyone = json.loads(json.dumps(wanted["trust"]).replace('{"Service": "ec2.amazonaws.com"}', '{"AWS": "*"}'))
+    iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(anyone))
+    assert "IAM role and instance profile" in Plan(wanted, account.found(wanted)).kinds
+
+
+def test_a_bucket_in_another_region_is_not_this_clusters(aws: Aws) -> None:
+    aws.reset()
+    wanted = wanted_of(aws, "one", bucket={"name": "one-bucket"}, region="eu-west-1", zones=["eu-west-1a"])
+    aws.client("s3").create_bucket(Bucket="one-bucket")
+    aws.client("s3").put_bucket_tagging(
+        Bucket="one-bucket", Tagging={"TagSet": [{"Key": key, "Value": value} for key, value in wanted["tags"].items()]}
+    )
+    found = Account(aws, None, "eu-west-1").found(wanted)
+    assert any("in another region" in problem for problem in Plan(wanted, found).problems)
+    assert rubble(wanted, found)["buckets"] == []
+
+
+def test_nodes_that_are_stopping_or_have_other_volumes_are_told(aws: Aws) -> None:
+    aws.reset()
+    wanted = wanted_of(aws, "one")
+    make_some(aws, wanted)
+    account, ec2 = Account(aws, None, "us-east-1"), aws.client("ec2")
+    node = wanted["nodes"][1]
+    instance = account.found(wanted)["instances"][0]["InstanceId"]
+    ec2.create_tags(Resources=[instance], Tags=[{"Key": "Name", "Value": node["name"]}])
+    assert any("GiB of volumes" in note for note in Plan(wanted, account.found(wanted)).notes)
+    found = account.found(wanted)
+    found["instances"][0]["State"]["Name"] = "stopping"
+    assert any("is stopping" in problem for problem in Plan(wanted, found).problems)

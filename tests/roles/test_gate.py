@@ -116,8 +116,8 @@ def test_a_node_is_drained_when_hdfs_says_so(state: str, drained: bool) -> None:
 @pytest.mark.parametrize(("state", "leaves"), [("Decommission In Progress", True), ("In Service", False), ("Decommissioned", False)])
 def test_a_node_on_its_way_out_is_the_one_named_whose_blocks_are_being_copied(state: str, leaves: bool) -> None:
     nodes = {"w1:9866": datanode(), "w2:9866": datanode(state)}
-    assert gate.on_its_way_out(nodes, "w2") == leaves
-    assert not gate.on_its_way_out(nodes, "w1") and not gate.on_its_way_out(nodes, None)
+    assert gate.on_its_way_out(nodes, ["w2", "w3"]) == leaves
+    assert not gate.on_its_way_out(nodes, ["w1"]) and not gate.on_its_way_out(nodes, [])
 
 
 def test_partitions_without_leader_or_copy_are_named_and_many_are_counted() -> None:

@@ -94,6 +94,9 @@ class Account:
             if code_of(error) in ("403", "AccessDenied", "301"):
                 return {"foreign": True}
             raise
+        place = client.get_bucket_location(Bucket=name).get("LocationConstraint") or "us-east-1"
+        if {"EU": "eu-west-1"}.get(place, place) != self.region:
+            return {"foreign": True}
         tags = self.ask("s3", "get_bucket_tagging", Bucket=name) or {}
         encryption = self.ask("s3", "get_bucket_encryption", Bucket=name) or {}
         block = (self.ask("s3", "get_public_access_block", Bucket=name) or {}).get("PublicAccessBlockConfiguration", {})
@@ -121,6 +124,8 @@ class Account:
         return {
             "tags": tags_of(found["Role"]),
             "policy": document,
+            "trust": found["Role"]["AssumeRolePolicyDocument"],
+            "inline": [other for other in names if other != "bucket"],
             "others": [other for other in names if other != "bucket"] + [other["PolicyArn"] for other in attached],
             "profile": bool(profile and profile["InstanceProfile"]["Roles"]),
         }
@@ -138,7 +143,7 @@ class Account:
         gateways = self.tagged("describe_internet_gateways", cluster)
         if vpc and not gateways:  # one that got no tag
             gateways = self.all("describe_internet_gateways", Filters=[{"Name": "attachment.vpc-id", "Values": [vpc]}])
-        state["internet_gateways"] = gateways
+        state["internet_gateways"] = sorted(gateways, key=lambda gateway: not gateway.get("Attachments"))
         gateways = self.tagged("describe_nat_gateways", cluster, vpc) if vpc else []
         state["nat_gateways"] = [gateway for gateway in gateways if gateway["State"] in ("pending", "available", "failed")]
         state["addresses"] = self.tagged("describe_addresses", cluster)

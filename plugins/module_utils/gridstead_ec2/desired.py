@@ -51,9 +51,10 @@ def rules_in(cluster: dict[str, Any], components: dict[str, Any]) -> dict[str, l
     return {group: merged(found) for group, found in rules.items()}
 
 
-def rules_out(cluster: dict[str, Any]) -> list[Rule]:
-    """Return whom every group may reach: the cluster, and the web for packages and for S3."""
-    return merged({("-1", -1, -1, cluster["network"]), ("tcp", 80, 80, ANYWHERE), ("tcp", 443, 443, ANYWHERE)})
+def rules_out(cluster: dict[str, Any], group: str) -> list[Rule]:
+    """Return whom a group may reach: the cluster (the bastion only its SSH), and the web for packages and for S3."""
+    inside = ("tcp", 22, 22, cluster["network"]) if group == BASTION else ("-1", -1, -1, cluster["network"])
+    return merged({inside, ("tcp", 80, 80, ANYWHERE), ("tcp", 443, 443, ANYWHERE)})
 
 
 def policy_of(bucket: str) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def desired(cluster: dict[str, Any], components: dict[str, Any], account: str) -
             {"name": f"{name}-private", "subnets": private, "way_out": "nat_gateway" if cluster["internet"] else ""},
         ],
         "groups": [
-            {"name": f"{name}-{group}", "group": group, "in": rules[group], "out": rules_out(cluster)}
+            {"name": f"{name}-{group}", "group": group, "in": rules[group], "out": rules_out(cluster, group)}
             for group in [BASTION, *(group["name"] for group in cluster["groups"])]
         ],
         "key": {"name": f"gridstead-{name}", "material": cluster["key"]},

@@ -77,8 +77,13 @@ class Plan:
                 self.problems.append(f"the network is {there} and cannot become {asked}; correct the file, or ec2-down")
         self._differ("network", "network", wanted["vpc"]["cidr"], bool(ids["vpc"]), all(map(self._tagged, found["vpcs"])))
         by_name = {name_of(subnet): subnet for subnet in found["subnets"]}
+        by_cidr = {subnet["CidrBlock"]: name_of(subnet) for subnet in found["subnets"]}
         for subnet in wanted["subnets"]:
             there = by_name.get(subnet["name"])
+            moved = there and (there["CidrBlock"], there["AvailabilityZone"]) != (subnet["cidr"], subnet["zone"])
+            if moved or by_cidr.get(subnet["cidr"], subnet["name"]) not in ("", subnet["name"]):
+                advice = "zones are added and taken away at the end of the list only"
+                self.problems.append(f"{subnet['name']} cannot become {subnet['cidr']} in {subnet['zone']}: {advice}")
             self._differ("network", "subnet", subnet["name"], bool(there), not there or self._tagged(there), f" {subnet['cidr']}")
         gateways = found["internet_gateways"]
         attached = bool(gateways and gateways[0].get("Attachments"))
@@ -89,6 +94,10 @@ class Plan:
             here = [gateway for gateway in found["nat_gateways"] if gateway["NatGatewayId"] == ids["nat_gateway"]]
             self._differ("network", "NAT gateway", wanted["nat_gateway"], bool(here))
             self.busy += [f"NAT gateway {gateway['NatGatewayId']} is pending" for gateway in here if gateway["State"] == "pending"]
+        self.drop_nats = [] if wanted["nat_gateway"] else [gateway["NatGatewayId"] for gateway in found["nat_gateways"]]
+        self.drop_addresses = [address["PublicIp"] for address in found["addresses"] if name_of(address) not in wanted["addresses"]]
+        self.changes["network"] += [("-", f"NAT gateway {gateway}") for gateway in self.drop_nats]
+        self.changes["network"] += [("-", f"public address {address}") for address in self.drop_addresses]
         tables = {name_of(table): table for table in found["route_tables"]}
         for table in wanted["route_tables"]:
             there = tables.get(table["name"])
@@ -125,7 +134,7 @@ class Plan:
         keep = {group["name"] for group in wanted["groups"]} | {"default"}
         used = {tags_of(instance).get("gridstead-group") for instance in found["instances"]}
         for name, group in by_name.items():
-            if name not in keep and names[group["GroupId"]] not in used:
+            if name not in keep and names[group["GroupId"]] not in used and not self._foreign(tags_of(group)):
                 self.drop_groups.append({"name": name, "id": group["GroupId"]})
                 self.changes["access"].append(("-", f"security group {name}"))
         self._key()
@@ -164,12 +173,14 @@ class Plan:
             return
         here = bool(there and there["tags"] is not None)
         same = here and there["profile"] and not there["others"] and canonical(there["policy"]) == canonical(self.wanted["policy"])
+        same = same and canonical(there["trust"]) == canonical(self.wanted["trust"])
         self._differ("access", "IAM role and instance profile", name, here, same)
 
     def _bucket(self) -> None:
         name, there = self.wanted["bucket"]["name"], self.found["bucket"]
         if there and there["foreign"]:
-            self.problems.append(f"the bucket {name} belongs to another account; set bucket.name to a name that nobody has")
+            where = "belongs to another account or is in another region"
+            self.problems.append(f"the bucket {name} {where}; set bucket.name to a name that nobody has")
         elif there and not ours_or_unfinished(there, self.cluster):
             self.problems.append(f"the bucket {name} is there and not this cluster's; set bucket.name to another")
         else:
@@ -185,6 +196,7 @@ class Plan:
             tags |= {"gridstead-inventory": node["inventory"], "gridstead-bastion": self.ids["public"].get(bastion, "")}
             tags |= {"gridstead-disks": str(len(node["volumes"]) - 1), "gridstead-bucket": self.wanted["bucket"]["name"]}
             tags["gridstead-order"] = str(node["order"])
+            tags["gridstead-masters"] = str(sum("masters" in one["inventory"].split(",") for one in self.wanted["nodes"]))
             if bastion in self.ids["nodes"]:  # of one that is to come, whoever launches it learns the id
                 tags["gridstead-bastion-id"] = self.ids["nodes"][bastion]
         return tags
@@ -239,14 +251,17 @@ class Plan:
             self.changes["nodes"].append(("~", f"node {node['name']} {identity} is stopped and starts"))
         elif state != "running":
             self.busy.append(f"{node['name']} is {state}")
+            if state == "stopping":
+                self.problems.append(f"{node['name']} is stopping; run this again when it is stopped")
         tags = self._tags_for(node)
         if not tags.items() <= tags_of(instance).items():
             self.retag.append({"id": identity, "tags": tags})
             self.changes["nodes"].append(("~", f"node {node['name']} {identity} {OTHER_TAGS}"))
         there = {"type": instance["InstanceType"], "spot": instance.get("InstanceLifecycle") == "spot"}
-        there["volumes"] = len(instance["BlockDeviceMappings"])
-        asked = {"type": node["type"], "spot": node["spot"], "volumes": len(node["volumes"])}
-        differs = [f"{what} {there[what]} instead of {asked[what]}" for what in ("type", "volumes") if there[what] != asked[what]]
+        sizes = {volume["VolumeId"]: volume["Size"] for volume in self.found["volumes"]}
+        there["GiB of volumes"] = sorted(sizes.get(mapping["Ebs"]["VolumeId"], 0) for mapping in instance["BlockDeviceMappings"])
+        asked = {"type": node["type"], "spot": node["spot"], "GiB of volumes": sorted(volume["size"] for volume in node["volumes"])}
+        differs = [f"{what} {there[what]} instead of {asked[what]}" for what in asked if there[what] != asked[what]]
         if differs:
             advice = f"up leaves it; drain and terminate {identity}, and the next up makes it as the file says"
             self.notes.append(f"{node['name']} has {' and '.join(differs)}: {advice}")

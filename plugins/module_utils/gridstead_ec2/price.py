@@ -56,6 +56,6 @@ def estimate(wanted: dict[str, Any], prices: dict[str, float], hours: int) -> di
             continue
         per_hour = number * prices[kind] / (hours if "." not in kind and kind not in ("ipv4", "nat") else 1)
         hourly += per_hour
-        stopped += 0 if "." in kind else per_hour
+        stopped += 0 if "." in kind and " spot" not in label else per_hour  # AWS stops no spot node
         lines.append(f"{number:6d} {label:45s} ${per_hour:8.4f} an hour  ${per_hour * hours:10.2f} a month")
     return {"lines": lines, "unknown": unknown, "hour": hourly, "month": hourly * hours, "stopped_month": stopped * hours}

@@ -199,7 +199,8 @@ def curves(answers: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float
             if number == 0:
                 found[row["sweep"]].append((row[row["sweep"]], median))
             if row["sweep"] == "executors":
-                widest[row["nodes"]] = max(widest.get(row["nodes"], (0, 0.0)), (row["executors"], median))
+                if row["executors"] > widest.get(row["nodes"], (0, 0.0))[0]:  # of as many the first answer's
+                    widest[row["nodes"]] = (row["executors"], median)
     found["nodes"] = sorted((nodes, median) for nodes, (_, median) in widest.items())
     return {name: [(x, y, y / rows[0][1]) for x, y in rows] for name, rows in found.items()}
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -239,8 +241,8 @@ def main(given: Sequence[str] | None = None) -> int:
         if not str(spark.sparkContext.master).startswith("local"):
             raise ReadingError(f"the master is {spark.sparkContext.master}: only local[N] is measured, from this host")
         print(json.dumps(run(spark, options)), flush=True)
-    except ReadingError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+    except (ReadingError, OSError, PySparkException, Py4JJavaError) as error:
+        print(json.dumps({"error": str(error).strip().partition("\n")[0]}), flush=True)
         return 1
     finally:
         spark.stop()
