@@ -108,7 +108,8 @@ def drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
       tasks:
         - ansible.builtin.lineinfile:
             path: "{{ lookup('ansible.builtin.env', 'DRAINED') }}"
-            line: "{{ node }} of {{ groups['workers'] | sort | join(' ') }}, {{ lookup('ansible.builtin.env', 'CONFIRM') }}"
+            line: >-
+              {{ node }} of {{ groups['workers'] | sort | join(' ') }}, {{ lookup('ansible.builtin.env', 'CONFIRM') }}, {{ leaving | sort }}
             create: true
             mode: "600"
         - ansible.builtin.fail: {msg: it would lack copies}
@@ -147,7 +148,8 @@ def test_scale_in_drains_then_terminates(aws: Aws, cluster: Path, drain: Path) -
     assert set(nodes(aws, "care")) == {"care-bastion", "care-master-1", "care-worker-1", "care-worker-2"}
     of = "of care-worker-1 care-worker-2 care-worker-3 care-worker-4"
     drained = (drain.parent / "drained").read_text().splitlines()
-    assert sorted(drained) == [f"care-worker-{number} {of}, care-worker-{number}" for number in (3, 4)]
+    together = ["care-worker-3", "care-worker-4"]
+    assert sorted(drained) == [f"{name} {of}, {name}, {together}" for name in together]
 
 
 def test_up_ends_undrained_nodes_only_when_told(aws: Aws, cluster: Path) -> None:

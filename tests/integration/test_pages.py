@@ -68,6 +68,7 @@ def test_archive_on_hdfs(operator: Operator, appliance: Appliance) -> None:
     assert "sound" in operator.types("archive", 1)
 
 
+@pytest.mark.long
 def test_jobs(operator: Operator, appliance: Appliance) -> None:
     operator.types("feed", 0)
     operator.types("jobs", 0)
