@@ -104,6 +104,8 @@ def test_publishing_again_changes_nothing_and_other_content_is_refused(
 ) -> None:
     build(lib, tmp_path / "one", "1.0")
     assert releases.publish(tmp_path / "one") and not releases.publish(tmp_path / "one")
+    build(lib, tmp_path / "by-hand", "1.0", build_id="of a bundle")
+    assert not releases.publish(tmp_path / "by-hand"), "the same files are the same release, whoever builds them"
     (lib / "gridstead" / "jobs" / "batch.py").write_text("# other\n")
     build(lib, tmp_path / "two", "1.0")
     with pytest.raises(ReleaseError, match="raise the version"):

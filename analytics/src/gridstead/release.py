@@ -24,7 +24,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,8 @@ class Release:
 
     version: str
     files: tuple[ReleaseFile, ...]
-    build: str = ""  # what it was made from: the SHA-256 of the bundle's tarball, empty if unknown
+    build: str = field(default="", compare=False)
+    """What it was made from: the SHA-256 of the bundle's tarball. The same files are the same release all the same."""
 
     def to_json(self) -> str:
         """The content of release.json."""
