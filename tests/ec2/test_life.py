@@ -101,6 +101,7 @@ def test_an_up_of_twenty_nodes_that_finds_nothing_to_do_makes_few_calls(aws: Aws
     parameters = {"image": DEBIAN["ami_id"], "key": "gridstead-life", "profile": "gridstead-life-us-east-1", "user_data": "", **plans.ids}
     for node in plans.launch:  # as a playbook does, but all in this process
         module.launch(ec2, module.request(node, parameters))
+    assert set(aws.up(cluster).writes) == {"CreateTags"}  # the first node learns how many masters there are
     before = census(aws)
     run = aws.up(cluster)
     assert len(nodes(aws, "life")) == 21
