@@ -66,6 +66,9 @@ ec2-plan: bootstrap ## What ec2-up would do to the cluster of CLUSTER=FILE in th
 ec2-up: bootstrap ## Make the cluster of CLUSTER=FILE, or make it whole, after asking
 	@$(EC2)/control.yml playbooks/ec2-up.yml
 
+ec2-install: bundle ## Install the appliance on the nodes of CLUSTER=FILE, over SSH through the bastion; again where nodes came or went
+	@$(EC2) playbooks/site.yml
+
 ec2-smoke: bootstrap ## Prove that the installed cluster of CLUSTER=FILE works, by the smoke tests on its gateway
 	@$(EC2) playbooks/ec2-smoke.yml
 
@@ -128,4 +131,4 @@ docs: test-environment ## Write the roles' READMEs, the data dictionary, the cos
 lock: test-environment ## Write the requirement locks anew, after a wanted change of requirements/*.in
 	@tools/lock.sh
 
-.PHONY: images kube-up kube-down ec2-plan ec2-up ec2-smoke ec2-scale ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment charts lint test test-all docs lock
+.PHONY: images kube-up kube-down ec2-plan ec2-up ec2-install ec2-smoke ec2-scale ec2-stop ec2-start ec2-down help up bundle bootstrap down clean status report replay smoke bench test-environment charts lint test test-all docs lock
