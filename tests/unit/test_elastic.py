@@ -48,7 +48,7 @@ class Client:
 
 def store(refuse: Callable[[str, int], int | Exception | None], deadline_s: float = 20) -> tuple[ElasticStore, Client]:
     client = Client(refuse)
-    return ElasticStore(client, Indices("gridstead", 600_000), deadline_s), client  # type: ignore[arg-type]
+    return ElasticStore(client, Indices("gridstead", 600_000), deadline_s), client  # type: ignore[arg-type]  # answers what a test wants
 
 
 def writes(count: int, statistic: str = "transfers") -> list[Write]:
