@@ -1,17 +1,24 @@
-"""A server on loopback in the place of EC2's instance metadata service, which only an instance of EC2 has."""
+"""A server in the place of EC2's instance metadata service, which only an instance of EC2 has.
+
+Also a program, for a host of a lab: ``python3 metadata_service.py ADDRESS PORT FILE`` serves the notice that FILE holds once it is there.
+It needs nothing but Python.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-from gridstead import spot
+NOTICE = "/latest/meta-data/spot/instance-action"
+REBALANCE = "/latest/meta-data/events/recommendations/rebalance"
 
 
 @dataclass
@@ -20,6 +27,7 @@ class MetadataService:
 
     url: str = ""
     notice: str | None = None
+    notice_file: Path | None = None
     rebalance: str | None = None
     tokens: set[str] = field(default_factory=set)
     issued: int = 0
@@ -43,13 +51,15 @@ class MetadataService:
             self.refused += 1
             return 401, b""
         self.asked += 1
-        text = {spot.NOTICE: self.notice, spot.REBALANCE: self.rebalance}.get(path) if method == "GET" else None
+        if self.notice_file:
+            self.notice = self.notice_file.read_text() if self.notice_file.exists() else None
+        text = {NOTICE: self.notice, REBALANCE: self.rebalance}.get(path) if method == "GET" else None
         return (404, b"<html>404 - Not Found</html>") if text is None else (200, text.encode())
 
 
 @contextmanager
-def serving(service: MetadataService, port: int = 0) -> Iterator[MetadataService]:
-    """Serve it on loopback."""
+def serving(service: MetadataService, port: int = 0, address: str = "127.0.0.1") -> Iterator[MetadataService]:
+    """Serve it, on loopback."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -67,9 +77,9 @@ def serving(service: MetadataService, port: int = 0) -> Iterator[MetadataService
         def log_message(self, format: str, *args: object) -> None:
             return
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = ThreadingHTTPServer((address, port), Handler)
     server.daemon_threads = True
-    service.url = f"http://127.0.0.1:{server.server_port}"
+    service.url = f"http://{address}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -84,3 +94,8 @@ def in_seconds(seconds: float, action: str = "terminate") -> str:
     """What the metadata service says when the host goes in so many seconds."""
     at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
     return json.dumps({"action": action, "time": f"{at:%Y-%m-%dT%H:%M:%S}Z"})
+
+
+if __name__ == "__main__":
+    with serving(MetadataService(notice_file=Path(sys.argv[3])), int(sys.argv[2]), sys.argv[1]):
+        threading.Event().wait()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import metadata_service
 from aws import Aws
 from clusters import pretend_open_files
 from hosts import Hosts
@@ -16,6 +17,9 @@ from hosts import Hosts
 NETWORK = "10.88.0.0/20"
 OUTSIDE = "10.88.0.1/32"
 """Where whoever comes through the internet gateway comes from, as the hosts see it."""
+
+NOTICE = "/run/spot-notice"
+"""The file of a spot instance's host whose content its metadata service gives as the notice."""
 
 FIRST_BOOT = """
 useradd --create-home --shell /bin/bash admin
@@ -25,6 +29,17 @@ echo '{key}' >/home/admin/.ssh/authorized_keys
 echo 'admin ALL=(ALL) NOPASSWD:ALL' >/etc/sudoers.d/admin
 rm ~root/.ssh/authorized_keys
 for disk in {disks}; do mkdir -p "/data/$disk"; done
+"""
+METADATA = """
+cat >/usr/local/lib/metadata_service.py
+cat >/etc/systemd/system/metadata.service <<END
+[Service]
+ExecStartPre=ip address replace 169.254.169.254/32 dev lo
+ExecStart=python3 /usr/local/lib/metadata_service.py 169.254.169.254 80 {notice}
+[Install]
+WantedBy=multi-user.target
+END
+systemctl --quiet enable --now metadata
 """
 FIREWALL = """
 table inet aws {{
@@ -56,8 +71,9 @@ class Machines:
     """The hosts of a lab, each named by the address of its instance, as on AWS.
 
     `follow` makes, boots, halts and destroys them as instances came, went or stopped. A new one is as Debian's image is after its first
-    boot: user `admin` with the key pair, no login as root; a directory stands for each volume. Each lets through what the security groups
-    of its instance let through. The one way from here to there is a public address, by a configuration of SSH that playbooks are given.
+    boot: user `admin` with the key pair, no login as root; a directory stands for each volume. Behind a spot instance it also has a
+    metadata service, at its real address. Each lets through what the security groups of its instance let through. The one way from
+    here to there is a public address, by a configuration of SSH that playbooks are given.
     """
 
     aws: Aws
@@ -146,6 +162,8 @@ class Machines:
         pairs = self.aws.client("ec2").describe_key_pairs(KeyNames=[instance["KeyName"]], IncludePublicKey=True)["KeyPairs"]
         disks = range(1, len(instance["BlockDeviceMappings"]))
         self.hosts.on(name, "set -eu" + FIRST_BOOT.format(key=pairs[0]["PublicKey"].strip(), disks=" ".join(map(str, disks))))
+        if instance.get("InstanceLifecycle") == "spot":
+            self._script(name, "set -eu" + METADATA.format(notice=NOTICE), Path(metadata_service.__file__).read_text())
 
     def _firewall(self, name: str, running: dict[str, dict[str, Any]]) -> None:
         members: dict[str, list[str]] = {}
@@ -158,10 +176,12 @@ class Machines:
         rules_in = [rule for group in groups for rule in rules(group["IpPermissions"], "saddr", members)]
         rules_out = [rule for group in groups for rule in rules(group["IpPermissionsEgress"], "daddr", members)]
         text = FIREWALL.format(rules_in="\n    ".join(rules_in), rules_out="\n    ".join(rules_out))
-        script = "cat >/etc/nftables.conf && nft -f /etc/nftables.conf && systemctl --quiet enable nftables"
+        self._script(name, "cat >/etc/nftables.conf && nft -f /etc/nftables.conf && systemctl --quiet enable nftables", text)
+
+    def _script(self, name: str, script: str, given: str) -> None:
         command = self.hosts.command("exec", name, "--", "sh", "-c", script)
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, f"{done.stderr}\n{text}"
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, f"{done.stderr}\n{given}"
 
     def _ssh(self, running: dict[str, dict[str, Any]]) -> None:
         lines = []

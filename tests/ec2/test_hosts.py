@@ -24,7 +24,8 @@ from aws import ROOT, Aws, Run
 from census import census, names, nodes
 from clusters import HADOOP, HostedCluster, open_files
 from hosts import Hosts, changed, missing
-from machines import NETWORK, OUTSIDE, Machines, host_of
+from machines import NETWORK, NOTICE, OUTSIDE, Machines, host_of
+from metadata_service import in_seconds
 
 pytestmark = [
     pytest.mark.lab,
@@ -37,6 +38,7 @@ NAME = "real"
 GROUPS = {
     "master": {"inventory": ["masters", "elasticsearch", "gateway"], "type": "m5.2xlarge", "count": 1},
     "worker": {"inventory": ["workers"], "type": "m5.2xlarge", "count": 2, "volumes": [{"size": 50}]},
+    "spot": {"inventory": ["workers"], "type": "m5.2xlarge", "count": 0, "spot": 1, "volumes": [{"size": 50}]},
 }
 SETTINGS = """\
 gridstead_size: small
@@ -105,10 +107,14 @@ class Site:
         report = cluster.on(cluster.gateway, f"{HADOOP} dfsadmin -report 2>/dev/null | {lines}")
         if f"Live datanodes ({workers})" not in report or re.findall(r": (\d+)$", report, re.MULTILINE) != ["0", "0"]:
             return False
-        listed = cluster.on(cluster.gateway, f"{HADOOP} org.apache.hadoop.yarn.client.cli.NodeCLI -list 2>/dev/null || :")
-        if f"Total Nodes:{workers}\n" not in listed:
+        if f"Total Nodes:{workers}\n" not in self.yarn("RUNNING"):
             return False
         return cluster.hosts.succeeds(cluster.gateway, "/opt/gridstead/gridstead/bin/gridstead status")
+
+    def yarn(self, state: str) -> str:
+        """YARN's list of the nodes in this state."""
+        cli = f"{HADOOP} org.apache.hadoop.yarn.client.cli.NodeCLI -list -states {state}"
+        return self.cluster.on(self.cluster.gateway, f"{cli} 2>/dev/null || :")
 
 
 @pytest.fixture(scope="module")
@@ -219,15 +225,37 @@ def test_a_bastion_that_is_made_anew_is_no_stranger(site: Site) -> None:
 
 def test_scale_out_adds_a_worker(site: Site, tmp_path: Path) -> None:
     with arriving(site, tmp_path):
-        run = site.play("scale", ec2_group="worker", ec2_count="3")
+        run = site.play("scale", ec2_group="spot", ec2_count="1")
         assert dict(run.writes) == {"RunInstances": 1}
         site.install()
         wait_until(lambda: site.well(3), "three workers serve", 400)
     assert site.install() == 0
 
 
+def test_a_spot_node_is_drained_at_its_notice_and_made_anew_by_up(site: Site, tmp_path: Path) -> None:
+    lost = nodes(site.aws, NAME)["real-spot-1"]
+    host, cluster = host_of(lost), site.cluster
+    active = "systemctl list-units --no-legend --state=active 'gridstead-*.service' | awk '{print $1}'"
+    ran = cluster.on(host, active).split()
+    assert {"gridstead-hdfs-datanode.service", "gridstead-yarn-nodemanager.service", "gridstead-spot.service"} <= set(ran)
+    with arriving(site, tmp_path):
+        cluster.on(host, f"echo '{in_seconds(120)}' > {NOTICE}")
+        wait_until(lambda: "Total Nodes:1\n" in site.yarn("SHUTDOWN"), "YARN knows that the NodeManager is gone", 60)
+        assert "gridstead-hdfs-datanode.service" in cluster.on(host, active), "blocks are read from it until the end is near"
+        wait_until(lambda: cluster.on(host, active) == "gridstead-spot.service\n", "all else on the host has stopped", 120)
+        print(cluster.on(host, "journalctl --no-pager -o cat -u gridstead-spot"))
+        site.aws.client("ec2").terminate_instances(InstanceIds=[lost["InstanceId"]])
+        site.machines.follow()
+        run = site.play("up")
+        assert dict(run.writes) == {"RunInstances": 1}
+        anew = nodes(site.aws, NAME)["real-spot-1"]
+        assert anew["InstanceId"] != lost["InstanceId"] and anew["PrivateIpAddress"] == lost["PrivateIpAddress"]
+        site.install()
+        wait_until(lambda: site.well(3), "three workers serve again", 700)
+
+
 def test_scale_in_drains_the_worker_and_then_terminates_it(site: Site, tmp_path: Path) -> None:
-    leaving = site.host("real-worker-3")
+    leaving = site.host("real-spot-1")
     cluster = site.cluster
     local = "mkdir -p /tmp/many && cd /tmp/many && for n in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c 100000 /dev/urandom > $n; done"
     cluster.on(cluster.gateway, f"{local} && {HADOOP} fs -mkdir -p /tmp/many && {HADOOP} fs -put -f /tmp/many/* /tmp/many")
@@ -235,7 +263,7 @@ def test_scale_in_drains_the_worker_and_then_terminates_it(site: Site, tmp_path:
     held = f"DatanodeInfoWithStorage[{site.machines.hosts.status()[leaving]['address']}:"
     assert held in cluster.on(cluster.gateway, places)
     with arriving(site, tmp_path):
-        run = site.play("scale", ec2_group="worker", ec2_count="2")
+        run = site.play("scale", ec2_group="spot", ec2_count="0")
         assert dict(run.writes) == {"TerminateInstances": 1}
         assert leaving not in site.machines.hosts.status()
         site.install()
