@@ -33,6 +33,7 @@ WORKERS = ["w1", "w2", "w3"]
 GATEWAYS = WORKERS[:2]
 GATEWAY = GATEWAYS[0]
 NEW_WORKER = "w4"
+OTHER_WORKER = "w5"
 AWAY_S = {"crash": 45, "cut": 120}  # how long a host is lost at the least, while events go on
 RECOVERY_S = 30  # and how long they go on when it is back
 MYSITE = "inventories/mysite"
@@ -517,26 +518,37 @@ def test_draining_is_refused_for_a_wrong_name_and_where_it_would_break_something
     assert report.count("Decommission Status : Normal") == 4
 
 
-def test_a_drained_worker_holds_nothing_and_is_stopped(cluster: Cluster) -> None:
+def test_drained_workers_hold_nothing_and_are_stopped(cluster: Cluster) -> None:
+    """Two that go together: none takes over what the other hands on, and a drain that stopped goes on."""
+    if OTHER_WORKER not in cluster.hosts.status():
+        cluster.hosts.do("create", OTHER_WORKER)
+    going = [NEW_WORKER, OTHER_WORKER]
+    cluster.write_inventory([*WORKERS, *going])
+    cluster.play("-e", f"node={OTHER_WORKER}", book="add-node")
     places = f"{HADOOP} fsck /tmp/many -files -blocks -locations 2>/dev/null"
     local = "mkdir -p /tmp/many && cd /tmp/many && for n in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c 100000 /dev/urandom > $n; done"
     cluster.on(GATEWAY, f"{local} && {HADOOP} fs -mkdir -p /tmp/many && {HADOOP} fs -put -f /tmp/many/* /tmp/many")
-    held = f"DatanodeInfoWithStorage[{cluster.hosts.status()[NEW_WORKER]['address']}:"
-    assert held in cluster.on(GATEWAY, places)
-    node = {f"{NEW_WORKER}.grid.example": NEW_WORKER}
-    command = cluster.command("-e", f"node={NEW_WORKER}", "-e", "drain_timeout=0", book="drain-node")
-    sure = {**os.environ, "CONFIRM": NEW_WORKER}
-    stopped = subprocess.run(command, cwd=ROOT, env=sure, capture_output=True, text=True, timeout=600, check=False)
-    assert stopped.returncode != 0 and "still hands its blocks over" in stopped.stdout, stopped.stdout
-    cluster.documented("drain-node", 0, env=sure, **node)  # goes on
-    for service in ("hdfs-datanode", "yarn-nodemanager"):
-        state = cluster.on(NEW_WORKER, f"systemctl is-active gridstead-{service}; systemctl is-enabled gridstead-{service}; :")
-        assert state.split() == ["inactive", "disabled"]
-    cluster.hosts.do("destroy", NEW_WORKER)
+    held = {name: f"DatanodeInfoWithStorage[{cluster.hosts.status()[name]['address']}:" for name in going}
+    assert any(text in cluster.on(GATEWAY, places) for text in held.values())
+    together = json.dumps({"leaving": going})
+    for name in going:
+        sure = {**os.environ, "CONFIRM": name}
+        if name == NEW_WORKER:
+            command = cluster.command("-e", f"node={name}", "-e", together, "-e", "drain_timeout=0", book="drain-node")
+            stopped = subprocess.run(command, cwd=ROOT, env=sure, capture_output=True, text=True, timeout=600, check=False)
+            assert stopped.returncode != 0 and "still hands its blocks over" in stopped.stdout, stopped.stdout
+        cluster.documented("drain-node", 0, "-e", together, env=sure, **{f"{NEW_WORKER}.grid.example": name})
+        for service in ("hdfs-datanode", "yarn-nodemanager"):
+            state = cluster.on(name, f"systemctl is-active gridstead-{service}; systemctl is-enabled gridstead-{service}; :")
+            assert state.split() == ["inactive", "disabled"]
+        here = cluster.on(GATEWAY, places)
+        assert held[name] not in here, here
+    cluster.hosts.do("destroy", *going)
     cluster.write_inventory()
     cluster.play()
     after = cluster.on(GATEWAY, places)
-    assert "is HEALTHY" in after and held not in after and "Average block replication:\t3.0" in after, after
+    assert "is HEALTHY" in after and "Average block replication:\t3.0" in after, after
+    assert not any(text in after for text in held.values())
     wait_until(cluster.well, "every service runs and nothing lacks a copy", 240)
 
 
