@@ -163,6 +163,8 @@ class HostedCluster(Appliance):
                 self.on(self.gateway, "pkill -f '[g]ridstead.* replay'")
                 said, _ = replay.communicate(timeout=120)
                 sending_over.set()
+                waited = re.search(r"nothing was taken for ([\d.]+) s", said)
+                print(f"\nthe producer waited for {waited[1] if waited else 'less than 1'} s at the most")
                 sent = int(re.search(r"^Sent ([\d,]+) messages.*interrupted", said, re.MULTILINE)[1].replace(",", ""))
                 ended = time.monotonic()
                 expected = simulated.expected(sent)

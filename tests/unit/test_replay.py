@@ -136,6 +136,7 @@ def test_packets_reach_a_real_collector_which_comes_late(tmp_path: Path) -> None
     assert result.exit_code == 0, result.output  # type: ignore[attr-defined]
     summary = json.loads(result.stdout)  # type: ignore[attr-defined]
     assert summary["messages"] == source.packets and summary["resent"] >= 1
+    assert 0.2 < summary["stalled_s"] <= summary["seconds"]
     assert "the port is closed, waiting" in result.stderr  # type: ignore[attr-defined]
     assert counters["packets"] >= source.packets
     assert counters["closes"] - counters["closes_duplicate"] == source.distinct

@@ -153,6 +153,8 @@ def _sentence(summary: dict[str, Any]) -> str:
     text = f"Sent {exact(summary['messages'])} messages, {human_bytes(summary['bytes'])}, in {summary['seconds']:.1f} s"
     if summary["resent"]:
         text += f" ({exact(summary['resent'])} of them again after an interruption)"
+    if summary["stalled_s"] >= 1:
+        text += f"; nothing was taken for {summary['stalled_s']:.1f} s at the most"
     if summary["interrupted"]:
         text += "; interrupted"
     if summary["drained"]:

@@ -211,17 +211,21 @@ class Meter:
 
 @dataclass(frozen=True)
 class Sent:
-    """What was sent: messages and bytes taken over by their receivers, how many went twice, in how many seconds."""
+    """What was sent: messages and bytes taken over by their receivers, how many went twice, in how many seconds.
+
+    ``stalled_s`` is the longest time in seconds for which a receiver took nothing that was to be sent.
+    """
 
     messages: int
     bytes: int
     resent: int
     seconds: float
+    stalled_s: float
     interrupted: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Give the fields for JSON."""
-        return asdict(self) | {"seconds": round(self.seconds, 3)}
+        return asdict(self) | {"seconds": round(self.seconds, 3), "stalled_s": round(self.stalled_s, 3)}
 
 
 @contextmanager
@@ -244,7 +248,7 @@ def send_all(streams: Iterable[tuple[Sink, Iterator[bytes]]], pace: Pace, meter:
     Raises SendError or BrokerError where a receiver is away for too long.
     """
     sinks: list[Sink] = []
-    interrupted = False
+    interrupted, stalled_s = False, 0.0
     with meter, _interruptible():
         try:
             for sink, stream in streams:
@@ -252,12 +256,16 @@ def send_all(streams: Iterable[tuple[Sink, Iterator[bytes]]], pace: Pace, meter:
                     sinks.append(sink)
                 for message in stream:
                     pace.wait()
+                    began = time.monotonic()
                     sink.send(message)
+                    stalled_s = max(stalled_s, time.monotonic() - began)
                     meter.advance(message)
+                began = time.monotonic()
                 sink.flush()
+                stalled_s = max(stalled_s, time.monotonic() - began)
         except KeyboardInterrupt:
             interrupted = True
             for sink in sinks:
                 sink.finish()
     messages, size, resent = (sum(getattr(sink, name) for sink in sinks) for name in ("sent", "sent_bytes", "resent"))
-    return Sent(messages, size, resent, meter.seconds, interrupted)
+    return Sent(messages, size, resent, meter.seconds, stalled_s, interrupted)
