@@ -197,3 +197,14 @@ def test_nodes_that_are_stopping_or_have_other_volumes_are_told(aws: Aws) -> Non
     found = account.found(wanted)
     found["instances"][0]["State"]["Name"] = "stopping"
     assert any("is stopping" in problem for problem in Plan(wanted, found).problems)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_bucket_of_which_the_file_has_forgotten_the_name_is_told_and_goes(aws: Aws, keep: bool) -> None:
+    aws.reset()
+    make_some(aws, wanted_of(aws, "one", bucket={"name": "one-before"}))
+    make_some(aws, wanted_of(aws, "two", bucket={"name": "two-bucket"}))
+    wanted = wanted_of(aws, "one", bucket={"name": "one-now", "keep": keep})
+    found = Account(aws, None, "us-east-1").found(wanted)
+    assert any("the bucket one-before is this cluster's as well" in note for note in Plan(wanted, found).notes)
+    assert [entry["name"] for entry in rubble(wanted, found)["buckets"]] == ([] if keep else ["one-before"])

@@ -9,6 +9,7 @@ from typing import Any
 from .desired import CLUSTER_TAG, Rule
 
 LIVING = ["pending", "running", "stopping", "stopped", "shutting-down"]
+SERVICES = ("sts", "ec2", "iam", "s3", "resourcegroupstaggingapi")
 MISSING = {
     "NoSuchEntity",
     "NoSuchBucket",
@@ -52,7 +53,7 @@ class Account:
     def __init__(self, session: Any, config: Any, region: str) -> None:
         """Make the clients."""
         self.session, self.region = session, region
-        self.clients = {name: session.client(name, region_name=region, config=config) for name in ("sts", "ec2", "iam", "s3")}
+        self.clients = {name: session.client(name, region_name=region, config=config) for name in SERVICES}
 
     def all(self, operation: str, **arguments: Any) -> list[dict[str, Any]]:
         """Return all pages of an EC2 operation that lists one kind of thing."""
@@ -109,6 +110,19 @@ class Account:
             "objects": len(client.list_object_versions(Bucket=name, MaxKeys=1000).get("Versions", [])),
         }
 
+    def other_buckets(self, cluster: str, name: str) -> dict[str, Any] | None:
+        """Return further buckets with the cluster's tag, as one that the file named before; None where one may not look."""
+        client = self.clients["resourcegroupstaggingapi"]
+        by = {"TagFilters": [{"Key": CLUSTER_TAG, "Values": [cluster]}], "ResourceTypeFilters": ["s3"]}
+        try:
+            pages = list(client.get_paginator("get_resources").paginate(**by))
+        except client.exceptions.ClientError as error:
+            if "AccessDenied" in code_of(error):
+                return None
+            raise
+        names = {entry["ResourceARN"].rpartition(":")[2] for page in pages for entry in page["ResourceTagMappingList"]}
+        return {other: state for other in sorted(names - {name}) if (state := self.bucket(other)) and not state["foreign"]}
+
     def role(self, name: str) -> dict[str, Any] | None:
         """Return a role with its policies and whether it has an instance profile."""
         found = self.ask("iam", "get_role", RoleName=name)
@@ -155,4 +169,5 @@ class Account:
         state["keys"] = self.all("describe_key_pairs", Filters=key_filter, IncludePublicKey=True)
         state["role"] = self.role(wanted["role"])
         state["bucket"] = self.bucket(wanted["bucket"]["name"])
+        state["other_buckets"] = self.other_buckets(cluster, wanted["bucket"]["name"])
         return state

@@ -187,6 +187,10 @@ class Plan:
             same = bool(there) and not self._foreign((there or {})["tags"])
             same = same and bool(there) and all((there or {})[what] for what in ("versioned", "encrypted", "private"))
             self._differ("access", "bucket", name, bool(there), same)
+        for other in self.found["other_buckets"] or {}:
+            self.notes.append(f"the bucket {other} is this cluster's as well, not the file's: ec2-down removes it, unless bucket.keep")
+        if self.found["other_buckets"] is None:
+            self.notes.append("whether the cluster has further buckets is not known: these credentials may not ask (tag:GetResources)")
 
     def _tags_for(self, node: dict[str, Any]) -> dict[str, str]:
         """Return the tags of a node; those that the inventory reads, and which the bastion is and where."""
@@ -348,7 +352,12 @@ def rubble(wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, list[dict
         "volumes": [entry(volume["VolumeId"]) for volume in found["volumes"] if not volume["Attachments"]],
         "keys": [entry(key["KeyPairId"], key["KeyName"]) for key in keys if tags_of(key).get(CLUSTER_TAG) == cluster],
         "roles": [entry(wanted["role"])] if mine else [],
-        "buckets": [] if kept else [entry(wanted["bucket"]["name"], objects=bucket["objects"])],
+        "buckets": ([] if kept else [entry(wanted["bucket"]["name"], objects=bucket["objects"])])
+        + [
+            entry(name, objects=state["objects"])
+            for name, state in (found["other_buckets"] or {}).items()
+            if not wanted["bucket"]["keep"] and (state["tags"] or {}).get(CLUSTER_TAG) == cluster
+        ],
     }
 
 
