@@ -271,3 +271,29 @@ def stream_runs(appliance: Appliance) -> bool:
 def dead(appliance: Appliance) -> bool:
     running = appliance.json("batch", "status")["running"]
     return running is None or running["seen_s_ago"] > 61
+
+
+def test_months_that_are_given_up_are_served_no_more_whatever_comes_late(appliance: Appliance, tmp_path: Path) -> None:
+    gone, kept, late = (History(tmp_path, case) for case in (-120, 8, -119))
+    for history in (gone, kept):
+        appliance.gridstead("replay", str(history.path), "--wait")
+        history.assert_served(appliance)
+    until = time.gmtime(late.range[1] / 1000 + 31 * 86_400)  # a day of the first month that is kept
+    today = time.gmtime()
+    months = (today.tm_year - until.tm_year) * 12 + today.tm_mon - until.tm_mon
+    file = tmp_path / "gridstead.toml"
+    file.write_text(appliance.config.read_text().replace("retention_months = 0", f"retention_months = {months}"))
+    file.chmod(0o600)
+    done = json.loads(appliance.gridstead("--config", str(file), "--json", "merge", "retain"))
+    begin = f"{until.tm_year}-{until.tm_mon:02d}-01"
+    assert done["served_from"] == appliance.json("merge", "status")["served_from"] == begin
+    assert done["deleted"] and appliance.documents(*gone.range) == {}
+    appliance.gridstead("replay", str(late.path), "--wait")
+    assert appliance.documents(late.range[0], late.range[1]) == {}
+    first, last = gone.days
+    command = [str(appliance.root / "opt/gridstead/bin/gridstead"), "batch", "run", "--from", first, "--to", last]
+    refused = subprocess.run(command, env=appliance.environment, capture_output=True, text=True, timeout=300, check=False)
+    assert refused.returncode == 1 and f"nothing is served of days before {begin}" in refused.stderr, refused.stderr
+    appliance.json("rebuild", timeout=900)
+    assert appliance.documents(*gone.range) == appliance.documents(*late.range) == {}
+    kept.assert_served(appliance)

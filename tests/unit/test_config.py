@@ -62,6 +62,12 @@ def test_all_faults_come_at_once_each_with_file_key_and_remedy(file: Path) -> No
         ('name = "kafka"', 'name = "collector"', "'collector' occurs twice"),
         ("supervisorctl = [", "supervisorctl = 1 #[", "not a list of strings"),
         ("status_port = ", "status_port = true #", "not an integer"),
+        ("[stream]", "[schedule]\nbatch_days = 40\n[archive]\nretention_days = 39\n[stream]", "archive.retention_days is less than"),
+        (
+            "[elasticsearch]",
+            "[schedule]\nbatch_days = 40\n[elasticsearch]\nretention_months = 1",
+            "elasticsearch.retention_months may be less than schedule.batch_days",
+        ),
     ],
 )
 def test_one_fault(file: Path, old: str, new: str, part: str) -> None:

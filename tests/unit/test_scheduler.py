@@ -67,12 +67,19 @@ def test_a_stop_ends_the_task_under_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("archive", "scheduled"), [("", ["batch", "compact"]), ("retention_days = 30", ["batch", "compact", "retain"])]
+    ("section", "scheduled"),
+    [
+        ("", ["archive compact"]),
+        ("[archive]\nretention_days = 30", ["archive compact", "archive retain"]),
+        ("[elasticsearch]\nretention_months = 13", ["archive compact", "merge retain"]),
+    ],
 )
-def test_what_is_configured_is_scheduled(tmp_path: Path, archive: str, scheduled: list[str]) -> None:
+def test_what_is_configured_is_scheduled(tmp_path: Path, section: str, scheduled: list[str]) -> None:
     file = write_appliance(tmp_path)
-    file.write_text(f"{file.read_text()}\n[archive]\n{archive}\n")
+    name, _, line = section.partition("\n")
+    text = file.read_text()
+    file.write_text(text.replace(name, section) if name and name in text else f"{text}\n{section}\n")
     found = tasks(load(file), 1000.0)
-    assert [task.name for task in found] == scheduled
-    assert [task.command()[-2:] for task in found if task.name != "batch"] == [["archive", name] for name in scheduled[1:]]
+    assert [" ".join(task.command()[-2:]) for task in found if task.name != "batch"] == scheduled
+    assert found[0].name == "batch" and len({task.name for task in found}) == len(found)
     assert all(task.due <= 1000.0 + 3600 for task in found)

@@ -1,4 +1,4 @@
-"""The merge against a model: random histories of stream, batches, rebuilds and kills at any call end exact.
+"""The merge against a model: random histories of stream, batches, rebuilds, retention and kills at any call end exact.
 
 The log is a list of small changes to a few keys; what is served after any history must be their sum. ``wrong`` changes
 are those that the stream got wrong (beyond its horizon): they must be gone after the next batch over everything.
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from gridstead.serving.control import BatchRun, Control, ControlError, Point, begin_batch, end_batch
+from gridstead.serving.control import BatchRun, Control, ControlError, Point, begin_batch, end_batch, give_up
 from gridstead.serving.documents import Delta
-from gridstead.serving.merge import await_cut, merge_slice
+from gridstead.serving.merge import await_cut, await_done, merge_slice
 from gridstead.serving.transactions import Writer
 from memory_store import MemoryStore
 
@@ -44,8 +44,9 @@ def summed(entries: Iterable[tuple[str, int, int]]) -> dict[str, tuple[int, int]
 class History:
     """One random history. Two processes, stream and batch, share the store and interrupt each other at its calls."""
 
-    def __init__(self, seed: int, errors: bool) -> None:
+    def __init__(self, seed: int, errors: bool, retention: bool = False) -> None:
         self.errors = errors
+        self.retention = retention
         self.draw = random.Random(seed)
         self.store = MemoryStore()
         self.store.before = self.store.after = self.disturb
@@ -64,7 +65,8 @@ class History:
             self.nested = True
             try:
                 streams = self.acting == "batch" and self.draw.random() >= 0.3  # else another batch takes its place
-                self.attempt(self.stream if streams else self.batch)
+                keeps = self.retention and self.draw.random() < 0.2
+                self.attempt(self.retain if keeps else self.stream if streams else self.batch)
             finally:
                 self.nested = False
 
@@ -113,12 +115,14 @@ class History:
             return
         self.runs += 1
         fresh = self.draw.random() < 0.4
-        first = 0 if fresh else self.draw.randint(0, DAYS - 1)
+        first = self.served_from() if fresh else self.draw.randint(0, DAYS - 1)
         last = DAYS - 1 if fresh else self.draw.randint(first, DAYS - 1)
         wanted = BatchRun(f"r{self.runs}", Point(0, {}), 0 if fresh else 1, str(first), str(last), 0)
         control = begin_batch(self.store, wanted, self.runs * 1000, dead_after_ms=0)
         run = control.batch
         assert run is not None
+        if first < self.served_from():
+            raise ControlError("given up")
         cut = run.cut.positions.get("t", {}).get(0, 0)
         truth = {key: values for key, values in summed(self.log[:cut]).items() if any(values)}
         await_cut(self.store, run, 0.0)
@@ -128,8 +132,27 @@ class History:
             known = any(True for _ in self.store.scan(run.generation, "transfers", low, high))
             merge_slice(self.store, run, "transfers", low, high, base, known)
         end_batch(self.store, run.run, self.runs * 1000)
-        if (first, last) == (0, DAYS - 1):
+        if first <= self.served_from() and last == DAYS - 1:
             self.clean_from = max(self.clean_from, cut)
+
+    def retain(self) -> None:
+        """A day more is given up, as gridstead.serving.retention does it, or what is left of those given up."""
+        if self.store.control is None:
+            return
+        day = min(self.served_from() + self.draw.randint(0, 1), DAYS - 1)
+        control = give_up(self.store, day * DAY_MS, self.runs * 1000, dead_after_ms=0)
+        if control.intent is not None:
+            await_done(self.store, control.intent.seq, 0.0)
+        for place in [place for place in self.store.documents if place.bin_end_ms <= control.served_after_ms]:
+            del self.store.documents[place]
+
+    def served_from(self) -> int:
+        return self.store.control[0].served_after_ms // DAY_MS if self.store.control is not None else 0
+
+    def kept(self) -> dict[str, tuple[int, int]]:
+        """What is to be served."""
+        first = self.served_from()
+        return {k: v for k, v in summed(self.log).items() if any(v) and int(k.rpartition("|")[2]) >= first}
 
     def served(self) -> dict[str, tuple[int, ...]]:
         assert self.store.control is not None
@@ -147,7 +170,8 @@ class History:
 
 def steps(history: History) -> Iterator[None]:
     for _ in range(30):
-        action = history.draw.choice(["grow", "grow", "stream", "stream", "batch", "kill stream"])
+        actions = ["grow", "grow", "stream", "stream", "batch", "kill stream", *(["retain"] if history.retention else [])]
+        action = history.draw.choice(actions)
         if action == "grow":
             history.grow()
         elif action == "kill stream":
@@ -163,7 +187,22 @@ def test_any_history_ends_exact(seed: int) -> None:
     for _ in steps(history):
         pass
     history.quiet()
-    assert history.served() == {k: v for k, v in summed(history.log).items() if any(v)}
+    assert history.served() == history.kept()
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_was_given_up_does_not_come_back_and_all_else_is_exact(seed: int) -> None:
+    history = History(seed, errors=False, retention=True)
+    for _ in steps(history):
+        pass
+    history.quiet()
+    history.kill, history.nested = 0.0, True
+    while history.served_from() < 2:
+        history.attempt(history.retain)
+    history.attempt(history.retain)  # a batch that was thought dead may have written something
+    history.grow()
+    history.quiet()
+    assert history.served() == history.kept()
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -176,7 +215,7 @@ def test_a_batch_over_everything_mends_what_the_stream_got_wrong(seed: int) -> N
     history.kill, history.nested = 0.0, True
     while history.clean_from < len(history.log):
         history.attempt(history.batch)
-    assert history.served() == {k: v for k, v in summed(history.log).items() if any(v)}, wrong
+    assert history.served() == history.kept(), wrong
 
 
 def test_the_record_survives_its_stored_form() -> None:
@@ -199,6 +238,16 @@ def test_a_second_batch_is_refused_while_the_first_lives() -> None:
     assert taken.batch is not None and taken.batch.run == "b"
     with pytest.raises(ControlError, match="taken the place"):
         end_batch(store, "a", 100_000)
+
+
+def test_nothing_is_given_up_beside_a_batch_that_lives_and_never_less_than_before() -> None:
+    store = MemoryStore()
+    Writer(store, "w", "f")
+    begin_batch(store, BatchRun("a", Point(0, {}), 1, "2025-01-01", "2025-01-01", 0), 1000)
+    with pytest.raises(ControlError, match="under way"):
+        give_up(store, 5, 2000)
+    assert give_up(store, 5, 99_000).batch is None
+    assert give_up(store, 3, 99_000).served_after_ms == 5
 
 
 def test_a_writer_that_was_replaced_writes_no_more() -> None:

@@ -24,6 +24,7 @@ from gridstead.statistic import STATISTICS
 ENVIRONMENT_FILE = "GRIDSTEAD_CONFIG"
 ENVIRONMENT_ROOT = "GRIDSTEAD_ROOT"
 FILE_IN_TREE = Path("etc") / "gridstead" / "gridstead.toml"
+SHORTEST_MONTH_DAYS = 28
 
 
 class ConfigError(Exception):
@@ -109,12 +110,13 @@ class Stomp:
 
 @dataclass(frozen=True, kw_only=True)
 class Elastic:
-    """[elasticsearch]: the client file and how indices are made."""
+    """[elasticsearch]: the client file, how indices are made, and how many months are kept beside this one (0: all)."""
 
     client: str = _key()
     index_prefix: str = _key("gridstead")
     replicas: int = _key(0, at_least=0)
     shards: int = _key(1, at_least=1)
+    retention_months: int = _key(0, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,12 +325,18 @@ def parse(document: Mapping[str, Any], file: Path) -> Config:
     services = reader.services(document.get("services", []))
     for name in document.keys() - _SECTIONS.keys() - {"services"}:
         reader.fault(name, f"is not a known section{_nearest(name, [*_SECTIONS, 'services'])}", "remove it")
-    if not reader.problems and 0 < sections["archive"].retention_days < sections["schedule"].batch_days:
-        days = sections["schedule"].batch_days
-        remedy = "keep more days, or compute fewer"
-        reader.fault(
-            "archive.retention_days", f"is less than schedule.batch_days ({days}), whose events it needs", remedy
-        )
+    if not reader.problems:
+        days, remedy = sections["schedule"].batch_days, "keep more days, or compute fewer"
+        if 0 < sections["archive"].retention_days < days:
+            reader.fault(
+                "archive.retention_days", f"is less than schedule.batch_days ({days}), whose events it needs", remedy
+            )
+        if 0 < sections["elasticsearch"].retention_months * SHORTEST_MONTH_DAYS < days:
+            reader.fault(
+                "elasticsearch.retention_months",
+                f"may be less than schedule.batch_days ({days}), which it is to serve",
+                remedy,
+            )
     if reader.problems:
         raise ConfigError(reader.problems)
     return Config(path=file, services=tuple(services), **sections)

@@ -73,10 +73,12 @@ def tasks(config: Config, now: float) -> list[Task]:
 
     archive, daily = [*gridstead, "archive"], schedule.compact_interval_s
     gives_up = config.archive.retention_days or config.archive.malformed_retention_days
+    forgets = config.elasticsearch.retention_months
     wanted = [
         Task("batch", schedule.batch_interval_s, batch, now + schedule.batch_interval_s),
         Task("compact", daily, lambda: [*archive, "compact"], now + min(daily, FIRST_S)),
         Task("retain", daily if gives_up else 0, lambda: [*archive, "retain"], now + min(daily, FIRST_S)),
+        Task("forget", daily if forgets else 0, lambda: [*gridstead, "merge", "retain"], now + min(daily, FIRST_S)),
     ]
     return [task for task in wanted if task.interval_s > 0]
 

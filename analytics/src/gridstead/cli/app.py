@@ -19,7 +19,7 @@ COMMANDS = {
     "submit": "Run a job of the current release, or a script, on YARN.",
     "batch": "Compute days of statistics from the archive and merge them; status.",
     "stream": "What the stream does: status.",
-    "merge": "How far the served documents go: status.",
+    "merge": "How far the served documents go; give up old months: status, retain.",
     "rebuild": "Make everything that is served anew from the archive.",
     "archive": "Show, verify, compact and trim the archive.",
     "io": "Measure how long Spark waits for storage, by place and file format.",

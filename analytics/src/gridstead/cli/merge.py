@@ -1,19 +1,21 @@
-"""``gridstead merge``: how far the served documents go, and what is being merged into them."""
+"""``gridstead merge``: how far the served documents go, what is being merged into them, and giving up old ones."""
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import click
 
-from gridstead.cli.serving import read_control
+from gridstead.cli.serving import read_control, served
 from gridstead.cli.session import Session, command
-from gridstead.serving.control import Positions
+from gridstead.serving import retention
+from gridstead.serving.control import Control, Positions
 
 
 @click.group()
 def merge() -> None:
-    """See how far the served documents go, and what is being merged into them."""
+    """See how far the served documents go and what is being merged into them; give up old ones."""
 
 
 @merge.command(
@@ -32,6 +34,7 @@ def status(session: Session) -> None:
         "generation": control.generation,
         "transaction": control.done.seq,
         "positions": control.done.positions,
+        "served_from": _day(control),
         "being_written": control.intent and {"transaction": control.intent.seq, "positions": control.intent.positions},
         "batch": control.batch and {"run": control.batch.run, "cut": control.batch.cut.seq,
                                     "generation": control.batch.generation},
@@ -44,6 +47,8 @@ def status(session: Session) -> None:
             f"Transaction {control.done.seq} is done, up to {_text(control.done.positions)}.",
             f"The writer is {control.writer}.",
         ]
+        if _day(control):
+            lines.append(f"Days before {_day(control)} were given up.")
         if control.intent:
             lines.append(f"Transaction {control.intent.seq} is being written, up to {_text(control.intent.positions)}.")
         if control.batch:
@@ -54,6 +59,42 @@ def status(session: Session) -> None:
         return "\n".join(lines)
 
     session.emit(data, human)
+
+
+@merge.command(
+    epilog="""\b
+Examples:
+  gridstead merge retain
+  gridstead merge retain --json"""
+)
+@command
+def retain(session: Session) -> None:
+    """Give up the months that are older than elasticsearch.retention_months in gridstead.toml.
+
+    Their indices are deleted, and neither stream nor batch brings a part of them back. The archive is not touched: see
+    gridstead archive retain.
+    """
+    months = session.config.elasticsearch.retention_months
+    gone: list[str] = []
+    control = read_control(session)
+    if months:
+        now = dt.datetime.now(dt.UTC)
+        first = retention.first_month(now.date(), months)
+        with served(session, deadline_s=60.0) as (client, store):
+            gone = retention.retain(client, store, first, int(now.timestamp() * 1000))
+        control = read_control(session)
+
+    def human() -> str:
+        first = f"what is served begins with {_day(control)}" if _day(control) else "all months are kept"
+        return f"Deleted {len(gone)} indices; {first}."
+
+    session.emit({"served_from": _day(control), "deleted": gone}, human)
+
+
+def _day(control: Control) -> str:
+    """The first day that is served; "" where no month was given up."""
+    day = retention.served_from(control)
+    return day.isoformat() if day else ""
 
 
 def _text(positions: Positions) -> str:

@@ -56,6 +56,7 @@ from gridstead.serving.documents import Delta
 from gridstead.serving.elastic import ElasticStore
 from gridstead.serving.merge import Merged, await_cut, merge_slice
 from gridstead.serving.patience import ServingError
+from gridstead.serving.retention import served_from
 from gridstead.statistic import STATISTICS
 from gridstead.statistics import statistics, typed
 
@@ -64,7 +65,6 @@ log = logging.getLogger("gridstead.batch")
 CLAMPED_LOOKBACK_DAYS: Final = 8
 """How long after an event with a clamped clock the same event may come again with another end."""
 BEAT_S: Final = 15.0
-DEAD_AFTER_MS: Final = 60_000
 WAIT_S: Final = 900.0
 DOCUMENTS_AT_ONCE: Final = 50_000
 """Documents that are merged at once: what an executor sends and the driver holds, about 1 KB each."""
@@ -147,7 +147,7 @@ class Batch:
         if held is None:
             raise ControlError(f"the archive {self._archive} has no events yet: see `gridstead status`")
         first = self._given_up() or held[0] - dt.timedelta(days=self._cfg.stream.max_bin_days + 1)
-        return first, held[1] + dt.timedelta(days=1)
+        return max(first, self._served_from()), held[1] + dt.timedelta(days=1)
 
     def _given_up(self) -> dt.date | None:
         """The day before which retention has given up all events; None if it has given up none."""
@@ -166,6 +166,20 @@ class Batch:
             raise ControlError(
                 f"{lost}; a rebuild would end what is served of them. Next: `gridstead batch run --from {begin} "
                 "--to today` makes the other days anew, `gridstead rebuild --forget` all, without those"
+            )
+
+    def _served_from(self) -> dt.date:
+        """The first day of which bins are served."""
+        found = self._store.read_control()
+        return (served_from(found[0]) if found is not None else None) or dt.date.min
+
+    def _check_served(self, first: dt.date) -> None:
+        """Refuse to bring back what retention has given up. Raises ControlError."""
+        begin = self._served_from()
+        if first < begin:
+            raise ControlError(
+                f"nothing is served of days before {begin}, which retention has given up "
+                f"(elasticsearch.retention_months). Next: --from {begin}, or --output for a file"
             )
 
     def _serves_before(self, day: dt.date) -> bool:
@@ -196,12 +210,13 @@ class Batch:
         self._check_days(first, fresh, forget)
         if fresh:
             serving.prepare(self._client, self._store.indices, None, WAIT_S)
-        run = begin_batch(self._store, wanted, now_ms(), DEAD_AFTER_MS).batch
+        run = begin_batch(self._store, wanted, now_ms()).batch
         assert run is not None
         log.info("batch %s over %s to %s, cut after transaction %d", run.run, first, last, run.cut.seq)
         archive, staging = Files(self._spark, self._archive), f"{STAGING}/{run.run}"
         summary = Summary(first.isoformat(), last.isoformat(), run.cut.positions)
         try:
+            self._check_served(first)  # retention changes nothing while a batch is under way
             with self._beating(run.run):
                 self._await_archive(run.cut.positions)
                 for left in archive.names(STAGING):  # by batches that were killed; no other one may run now

@@ -17,6 +17,8 @@ Positions = dict[str, dict[int, int]]
 """topic -> partition -> next offset."""
 
 FORMAT: Final = 1
+DEAD_AFTER_MS: Final = 60_000
+"""A batch that has not said for so long that it lives is taken for dead."""
 TAKEN_OVER: Final = "another batch has taken the place of this one, which was thought dead: run it again"
 
 
@@ -69,7 +71,8 @@ class Control:
 
     ``writer`` names the one process that may write transactions. ``generation`` is the set of indices that readers
     see; ``newest`` the highest generation ever begun. ``fingerprint`` says by which definitions (statistics, bin width)
-    the documents were made.
+    the documents were made. Nothing is served of bins that end at or before ``served_after_ms`` (ms since epoch): they
+    were given up by age, and neither streams nor batches write them again.
     """
 
     writer: str
@@ -80,6 +83,7 @@ class Control:
     newest: int = 1
     batch: BatchRun | None = None
     merged: Merged | None = None
+    served_after_ms: int = 0
 
     def cut_for(self, seq: int) -> int:
         """After which transaction changes of transaction ``seq`` are to be noted for a batch; NO_CUT if for none."""
@@ -158,19 +162,14 @@ def check_definitions(control: Control, fingerprint: str) -> None:
         )
 
 
-def begin_batch(store: ControlStore, run: BatchRun, now_ms: int, dead_after_ms: int) -> Control:
+def begin_batch(store: ControlStore, run: BatchRun, now_ms: int, dead_after_ms: int = DEAD_AFTER_MS) -> Control:
     """Note that a batch begins; its cut and (for a rebuild, generation 0) its generation are chosen here.
 
     Raises ControlError while another batch lives, i.e. said so less than ``dead_after_ms`` ago.
     """
 
     def update(control: Control) -> Control:
-        other = control.batch
-        if other is not None and other.run != run.run and now_ms - other.beat_ms < dead_after_ms:
-            raise ControlError(
-                f"a batch over {other.first_day} to {other.last_day} is under way (it said so "
-                f"{max(0, now_ms - other.beat_ms) / 1000:.0f} s ago): wait for it, see `gridstead batch status`"
-            )
+        _refuse_beside(control.batch, run.run, now_ms, dead_after_ms)
         newest = control.newest + 1 if run.generation == 0 else control.newest
         generation = newest if run.generation == 0 else control.generation
         begun = replace(run, cut=control.next_cut(), generation=generation, beat_ms=now_ms)
@@ -198,6 +197,31 @@ def end_batch(store: ControlStore, run: str, now_ms: int) -> Control:
 def abandon_batch(store: ControlStore, run: str) -> Control:
     """Forget a batch that failed; a rebuild's half-filled generation is left to the next clean-up."""
     return change(store, lambda c: replace(c, batch=None) if c.batch is not None and c.batch.run == run else c)
+
+
+def give_up(store: ControlStore, served_after_ms: int, now_ms: int, dead_after_ms: int = DEAD_AFTER_MS) -> Control:
+    """Serve nothing more of bins that end at or before ``served_after_ms``, nor of those given up before.
+
+    What is stored of them is to be deleted once the transaction under way is done. Raises ControlError while a batch
+    lives; one that is dead has to be begun anew.
+    """
+
+    def update(control: Control) -> Control:
+        if served_after_ms <= control.served_after_ms:
+            return control
+        _refuse_beside(control.batch, "", now_ms, dead_after_ms)
+        return replace(control, batch=None, served_after_ms=served_after_ms)
+
+    return change(store, update)
+
+
+def _refuse_beside(other: BatchRun | None, run: str, now_ms: int, dead_after_ms: int) -> None:
+    """Raise ControlError if another batch than ``run`` lives, i.e. said so less than ``dead_after_ms`` ago."""
+    if other is not None and other.run != run and now_ms - other.beat_ms < dead_after_ms:
+        raise ControlError(
+            f"a batch over {other.first_day} to {other.last_day} is under way (it said so "
+            f"{max(0, now_ms - other.beat_ms) / 1000:.0f} s ago): wait for it, see `gridstead batch status`"
+        )
 
 
 def own_batch(control: Control, run: str) -> BatchRun:

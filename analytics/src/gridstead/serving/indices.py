@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -53,9 +53,18 @@ class Indices:
 
     def generation_of(self, index: str) -> int | None:
         """The generation of an index of ours, None for another."""
+        parts = self._parts(index)
+        return int(parts[0]) if parts else None
+
+    def month(self, index: str) -> str:
+        """The month (``yyyy.MM``) of an index of ours, "" for another."""
+        parts = self._parts(index)
+        return parts[1] if parts else ""
+
+    def _parts(self, index: str) -> tuple[str, str] | None:
         names = "|".join(map(re.escape, STATISTICS))
-        match = re.fullmatch(rf"{re.escape(self.prefix)}-(?:{names})-g(\d+)-\d+\.\d\d", index)
-        return int(match[1]) if match else None
+        match = re.fullmatch(rf"{re.escape(self.prefix)}-(?:{names})-g(\d+)-(\d+\.\d\d)", index)
+        return (match[1], match[2]) if match else None
 
     def template(self, statistic: str, generation: int | None) -> dict[str, Any]:
         """The index template of one statistic: of the served generation, with the readers' alias, or (None) of others.
@@ -170,9 +179,7 @@ def drop(client: Elasticsearch, indices: Indices, before: int | None, deadline_s
     def old(generation: int | None) -> bool:
         return generation is not None and (before is None or generation < before)
 
-    gone = [index for index in existing(client, indices, deadline_s) if old(indices.generation_of(index))]
-    if gone:
-        patient(lambda: client.indices.delete(index=gone, ignore_unavailable=True), "delete old indices", deadline_s)
+    gone = _delete(client, indices, lambda index: old(indices.generation_of(index)), deadline_s)
     for name in STATISTICS:
         pattern = f"{indices.alias(name)}-*"
         answer = patient(
@@ -188,6 +195,18 @@ def drop(client: Elasticsearch, indices: Indices, before: int | None, deadline_s
                     "delete an old template",
                     deadline_s,
                 )
+    return gone
+
+
+def drop_months(client: Elasticsearch, indices: Indices, before: str, deadline_s: float) -> list[str]:
+    """Delete the indices, of every generation, of the months before this one (``yyyy.MM``); returns their names."""
+    return _delete(client, indices, lambda index: indices.month(index) < before, deadline_s)
+
+
+def _delete(client: Elasticsearch, indices: Indices, which: Callable[[str], bool], deadline_s: float) -> list[str]:
+    gone = [index for index in existing(client, indices, deadline_s) if which(index)]
+    if gone:
+        patient(lambda: client.indices.delete(index=gone, ignore_unavailable=True), "delete old indices", deadline_s)
     return gone
 
 

@@ -7,10 +7,10 @@ else it is read and computed again. May be killed and repeated: the result is th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from gridstead.serving.control import TAKEN_OVER, BatchRun, ControlError, own_batch
+from gridstead.serving.control import TAKEN_OVER, BatchRun, Control, ControlError, ControlStore, own_batch
 from gridstead.serving.documents import Delta, Document, based
 from gridstead.serving.store import KEEP, DocumentStore, Place, Settlement, settle
 
@@ -36,18 +36,32 @@ def await_cut(store: DocumentStore, run: BatchRun, deadline_s: float, pause_s: f
     Raises ControlError after the deadline: the stream that had begun it does not run; and if another batch has taken
     the place of this one.
     """
+    return await_done(store, run.cut.seq, deadline_s, pause_s, lambda control: own_batch(control, run.run))
+
+
+def await_done(
+    store: ControlStore,
+    seq: int,
+    deadline_s: float,
+    pause_s: float = 0.5,
+    check: Callable[[Control], object] = lambda control: None,
+) -> int:
+    """Wait until a transaction is done; returns the number of the last one done. ``check`` may raise to give up.
+
+    Raises ControlError after the deadline.
+    """
     until = time.monotonic() + deadline_s
     while True:
         found = store.read_control()
         if found is None:
-            raise ControlError("the control record of the serving layer is gone: run the batch again")
-        own_batch(found[0], run.run)
-        if found[0].done.seq >= run.cut.seq:
+            raise ControlError("the control record of the serving layer is gone: run this again")
+        check(found[0])
+        if found[0].done.seq >= seq:
             return found[0].done.seq
         if time.monotonic() > until:
             raise ControlError(
-                f"transaction {run.cut.seq} of the stream is begun and not finished: see `gridstead doctor`, start the "
-                "stream, run the batch again"
+                f"transaction {seq} of the stream is begun and not finished: see `gridstead doctor`, start the stream, "
+                "run this again"
             )
         time.sleep(pause_s)
 

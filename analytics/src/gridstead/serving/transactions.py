@@ -105,6 +105,7 @@ class Writer:
             Place(generation, delta.statistic, delta.key, delta.bin_end_ms): delta
             for generation in self.control.generations_for(seq)
             for delta in deltas
+            if delta.bin_end_ms > self.control.served_after_ms
         }
         places = list(by_place)
         unknown = [place for place in places if place not in self._cache]
