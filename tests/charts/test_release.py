@@ -88,27 +88,37 @@ def test_status_and_doctor_know_the_release(grid: Release) -> None:
     assert grid.gridstead("doctor")["healthy"]
 
 
-def test_a_scheduled_batch_leaves_what_is_served_as_it_is(grid: Release) -> None:
-    before = grid.documents(0, 2 * Y2010_MS)
-    cron = grid.batch.read_namespaced_cron_job(f"{grid.name}-batch", grid.namespace)
-    job = client.V1Job(metadata=client.V1ObjectMeta(name="batch-now"), spec=cron.spec.job_template.spec)
-    job.spec.template.spec.containers[0].args[2] = "exec gridstead batch run --from 2020-01-01 --to 2030-12-31 --verbose"
+def run_now(grid: Release, name: str, command: str = "") -> str:
+    """Run a scheduled job at once, or another command in its place; returns the end of what it logged."""
+    cron = grid.batch.read_namespaced_cron_job(f"{grid.name}-{name}", grid.namespace)
+    now = f"{name}-now"
+    job = client.V1Job(metadata=client.V1ObjectMeta(name=now), spec=cron.spec.job_template.spec)
+    if command:
+        job.spec.template.spec.containers[0].args[2] = command
     grid.batch.create_namespaced_job(grid.namespace, job)
     done = wait_until(
         lambda: (
-            (status := grid.batch.read_namespaced_job("batch-now", grid.namespace).status)
-            and (status.succeeded or status.failed)
-            and status
+            (status := grid.batch.read_namespaced_job(now, grid.namespace).status) and (status.succeeded or status.failed) and status
         ),
-        "the batch is done",
+        f"{name} is done",
         600,
     )
-    logs = [
-        grid.core.read_namespaced_pod_log(pod.metadata.name, grid.namespace, tail_lines=60)
-        for pod in grid.core.list_namespaced_pod(grid.namespace, label_selector="job-name=batch-now").items
-    ]
-    assert done.succeeded == 1, "\n".join(logs)
-    grid.batch.delete_namespaced_job("batch-now", grid.namespace, propagation_policy="Foreground")
+    pods = grid.core.list_namespaced_pod(grid.namespace, label_selector=f"job-name={now}").items
+    logs = "\n".join(grid.core.read_namespaced_pod_log(pod.metadata.name, grid.namespace, tail_lines=60) for pod in pods)
+    assert done.succeeded == 1, logs
+    grid.batch.delete_namespaced_job(now, grid.namespace, propagation_policy="Foreground")
+    return logs
+
+
+def test_a_scheduled_batch_leaves_what_is_served_as_it_is(grid: Release) -> None:
+    before = grid.documents(0, 2 * Y2010_MS)
+    run_now(grid, "batch", "exec gridstead batch run --from 2020-01-01 --to 2030-12-31 --verbose")
+    assert numbers(grid.documents(0, 2 * Y2010_MS)) == numbers(before)
+
+
+def test_upkeep_reaches_archive_and_statistics_and_leaves_what_is_served(grid: Release) -> None:
+    before = grid.documents(0, 2 * Y2010_MS)
+    assert "all months are kept" in run_now(grid, "upkeep")
     assert numbers(grid.documents(0, 2 * Y2010_MS)) == numbers(before)
 
 
