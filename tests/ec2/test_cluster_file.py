@@ -79,6 +79,9 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     assert "has 18 faults:" in str(caught.value)
 
 
+SMALL_VOLUMES = [{"size": 1}, {"size": 124, "type": "st1"}, {"size": 125, "type": "sc1"}]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -91,6 +94,10 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         (
             {"network": "10.0.0.0/20", "groups": {"node": {"inventory": ["masters", "workers"], "type": "m5.large", "count": 40}}},
             "10.0.0.0/20 has addresses for 26 of a group",
+        ),
+        (
+            {"groups": {"node": {"inventory": ["masters", "workers"], "type": "m5.large", "count": 1, "volumes": SMALL_VOLUMES}}},
+            "groups.node.volumes[1].size: 124 GiB; st1 has at least 125",
         ),
     ],
 )

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-DOCUMENTATION_NETWORKS = [ipaddress.ip_network(net) for net in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")]
 REQUIRED = object()
+LEAST_GIB = {"st1": 125, "sc1": 125}
+"""How small EC2 makes a volume of a type; of the others 1 GiB (EBS user guide, "Amazon EBS volume types")."""
 
 
 class ClusterError(Exception):
@@ -242,6 +243,10 @@ def across(cluster: dict[str, Any]) -> list[str]:
     for group in cluster["groups"]:
         if group["count"] > most:
             errors.append(f"groups.{group['name']}.count: {group['count']} nodes; {cluster['network']} has addresses for {most} of a group")
+        for position, volume in enumerate(group["volumes"]):
+            if volume["size"] < LEAST_GIB.get(volume["type"], 1):
+                where = f"groups.{group['name']}.volumes[{position}].size"
+                errors.append(f"{where}: {volume['size']} GiB; {volume['type']} has at least {LEAST_GIB[volume['type']]}")
         if group["spot"] and "masters" in group["inventory"]:
             errors.append(f"groups.{group['name']}.spot: masters hold what cannot be lost; only groups without masters may have spot nodes")
     for wanted in ("masters", "workers"):
