@@ -282,7 +282,7 @@ def test_months_that_are_given_up_are_served_no_more_whatever_comes_late(applian
     today = time.gmtime()
     months = (today.tm_year - until.tm_year) * 12 + today.tm_mon - until.tm_mon
     file = tmp_path / "gridstead.toml"
-    file.write_text(appliance.config.read_text().replace("retention_months = 0", f"retention_months = {months}"))
+    file.write_text(appliance.config.read_text().replace("[elasticsearch]", f"[elasticsearch]\nretention_months = {months}"))
     file.chmod(0o600)
     done = json.loads(appliance.gridstead("--config", str(file), "--json", "merge", "retain"))
     begin = f"{until.tm_year}-{until.tm_mon:02d}-01"

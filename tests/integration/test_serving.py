@@ -64,6 +64,18 @@ def test_documents_change_only_as_they_were_read(store: ElasticStore) -> None:
     assert [(p, d.values[0]) for p, d in january.items()] == [(first, 6)]
 
 
+def test_as_many_months_are_given_up_as_there_are(store: ElasticStore) -> None:
+    """Their names together are longer than a line of a request may be."""
+    ends = [JANUARY_END_MS - month * 31 * 86_400_000 for month in range(110)]
+    places = [place("old", end_ms=end_ms) for end_ms in ends]
+    assert len(store.write(Write(one, document(1, one.bin_end_ms), None) for one in places)) == len(places)
+    client = store._client
+    kept = serving.month_of(JANUARY_END_MS - BIN_MS)
+    gone = serving.drop_months(client, store.indices, kept, 60)
+    assert sum(map(len, gone)) > 4096
+    assert set(store.read(places)) == {places[0]}
+
+
 def test_more_documents_than_one_request_takes(store: ElasticStore) -> None:
     places = [place(f"many-{number}") for number in range(12_000)]
     assert len(store.write(Write(one, document(1), None) for one in places)) == 12_000

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -223,6 +224,10 @@ def test_the_record_survives_its_stored_form() -> None:
     run = BatchRun("r", cut, 2, "2025-01-01", "2025-01-02", 3)
     control = Control("w", "f", cut, Point(8, {"t": {0: 9}}), 1, 2, run, None)
     assert Control.from_json(control.to_json()) == control
+    assert control.to_json()["format"] == 1 and "served_after_ms" not in control.to_json()["record"], "older releases read it"
+    given_up = replace(control, served_after_ms=5)
+    assert Control.from_json(given_up.to_json()) == given_up
+    assert given_up.to_json()["format"] == 2, "older releases stop"
     with pytest.raises(ControlError, match="format 99"):
         Control.from_json({**control.to_json(), "format": 99})
 

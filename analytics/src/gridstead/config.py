@@ -116,7 +116,7 @@ class Elastic:
     index_prefix: str = _key("gridstead")
     replicas: int = _key(0, at_least=0)
     shards: int = _key(1, at_least=1)
-    retention_months: int = _key(0, at_least=0)
+    retention_months: int = _key(0, at_least=0, at_most=1200)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ spark.master = {{ ternary "local[2]" "k8s://https://kubernetes.default.svc" (eq 
 bridge.replication = {{ ternary 3 1 .Values.global.highAvailability }}
 elasticsearch.replicas = {{ ternary 1 0 .Values.global.highAvailability }}
 schedule.batch_interval_s = 0
+schedule.batch_days = {{ int .Values.batch.days }}
 schedule.compact_interval_s = 0
 {{- range $key, $value := .Values.settings }}
 {{ $key }} = {{ toJson $value }}

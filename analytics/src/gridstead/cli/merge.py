@@ -71,18 +71,14 @@ Examples:
 def retain(session: Session) -> None:
     """Give up the months that are older than elasticsearch.retention_months in gridstead.toml.
 
-    Their indices are deleted, and neither stream nor batch brings a part of them back. The archive is not touched: see
-    gridstead archive retain.
+    Their indices are deleted for good, and neither stream nor batch brings a part of them back. The archive is not
+    touched: see gridstead archive retain.
     """
-    months = session.config.elasticsearch.retention_months
-    gone: list[str] = []
+    months, now = session.config.elasticsearch.retention_months, dt.datetime.now(dt.UTC)
+    first = retention.first_month(now.date(), months) if months else None
+    with served(session, deadline_s=60.0) as (client, store):
+        gone = retention.retain(client, store, first, int(now.timestamp() * 1000))
     control = read_control(session)
-    if months:
-        now = dt.datetime.now(dt.UTC)
-        first = retention.first_month(now.date(), months)
-        with served(session, deadline_s=60.0) as (client, store):
-            gone = retention.retain(client, store, first, int(now.timestamp() * 1000))
-        control = read_control(session)
 
     def human() -> str:
         first = f"what is served begins with {_day(control)}" if _day(control) else "all months are kept"

@@ -179,7 +179,7 @@ class Batch:
         if first < begin:
             raise ControlError(
                 f"nothing is served of days before {begin}, which retention has given up "
-                f"(elasticsearch.retention_months). Next: --from {begin}, or --output for a file"
+                f"(elasticsearch.retention_months). Next: --from {begin}, or --output for a file; a rebuild once more"
             )
 
     def _serves_before(self, day: dt.date) -> bool:

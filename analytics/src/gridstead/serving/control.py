@@ -17,6 +17,8 @@ Positions = dict[str, dict[int, int]]
 """topic -> partition -> next offset."""
 
 FORMAT: Final = 1
+FORMAT_GIVEN_UP: Final = 2
+"""With ``served_after_ms``: a release that does not know it has to stop, not to bring back what was given up."""
 DEAD_AFTER_MS: Final = 60_000
 """A batch that has not said for so long that it lives is taken for dead."""
 TAKEN_OVER: Final = "another batch has taken the place of this one, which was thought dead: run it again"
@@ -101,14 +103,18 @@ class Control:
 
     def to_json(self) -> dict[str, Any]:
         """The stored form."""
-        return {"format": FORMAT, "record": json.dumps(asdict(self), sort_keys=True)}
+        record = asdict(self)
+        if not self.served_after_ms:
+            del record["served_after_ms"]
+        form = FORMAT_GIVEN_UP if self.served_after_ms else FORMAT
+        return {"format": form, "record": json.dumps(record, sort_keys=True)}
 
     @staticmethod
     def from_json(document: dict[str, Any]) -> Control:
         """Read the stored form. Raises ControlError for one of another format."""
-        if document.get("format") != FORMAT:
+        if document.get("format") not in (FORMAT, FORMAT_GIVEN_UP):
             raise ControlError(
-                f"the serving layer has format {document.get('format')!r}, this release writes {FORMAT}: "
+                f"the serving layer has format {document.get('format')!r}, this release writes {FORMAT_GIVEN_UP}: "
                 "use the release that wrote it, or delete its indices and let it be made anew from the archive"
             )
         record = json.loads(document["record"])

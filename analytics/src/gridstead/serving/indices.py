@@ -21,6 +21,8 @@ from gridstead.serving.patience import patient
 from gridstead.statistic import STATISTICS
 
 CONTROL_ID: Final = "serving"
+DELETED_AT_ONCE: Final = 10
+"""Indices of one request to delete: their names stand in its line, which may have 4,096 bytes."""
 LONGEST_TERM: Final = 8000
 """Names longer than this (characters) are stored and shown, but not searched: a term has at most 32,766 bytes."""
 
@@ -205,8 +207,13 @@ def drop_months(client: Elasticsearch, indices: Indices, before: str, deadline_s
 
 def _delete(client: Elasticsearch, indices: Indices, which: Callable[[str], bool], deadline_s: float) -> list[str]:
     gone = [index for index in existing(client, indices, deadline_s) if which(index)]
-    if gone:
-        patient(lambda: client.indices.delete(index=gone, ignore_unavailable=True), "delete old indices", deadline_s)
+    for at in range(0, len(gone), DELETED_AT_ONCE):
+        part = gone[at : at + DELETED_AT_ONCE]
+        patient(
+            lambda part=part: client.indices.delete(index=part, ignore_unavailable=True),  # type: ignore[misc]
+            "delete old indices",
+            deadline_s,
+        )
     return gone
 
 

@@ -16,7 +16,7 @@ from gridstead.serving.elastic import ElasticStore
 from gridstead.serving.indices import drop_months, month_of
 from gridstead.serving.merge import await_done
 
-WAIT_S: Final = 120.0
+WAIT_S: Final = 900.0
 
 
 def first_month(today: dt.date, months: int) -> dt.date:
@@ -38,16 +38,23 @@ def served_from(control: Control) -> dt.date | None:
     return dt.datetime.fromtimestamp(control.served_after_ms // 1000, dt.UTC).date().replace(day=1)
 
 
-def retain(client: Elasticsearch, store: ElasticStore, first: dt.date, now_ms: int) -> list[str]:
+def retain(client: Elasticsearch, store: ElasticStore, first: dt.date | None, now_ms: int) -> list[str]:
     """Serve nothing of the months before this first day of one; returns the indices deleted. May be repeated.
+
+    None gives up no further month, and deletes what is left of those given up.
 
     Raises ControlError while a batch lives, or where the stream does not finish the transaction that it has begun;
     ServingError where Elasticsearch does not answer.
     """
     indices = store.indices
-    if store.read_control() is None:
+    found = store.read_control()
+    if found is None:
         raise ControlError("nothing is served yet: the stream has not begun")
-    control = give_up(store, served_after_ms(first, indices.bin_ms), now_ms)
+    control = found[0]
+    if first is not None:
+        control = give_up(store, served_after_ms(first, indices.bin_ms), now_ms)
+    if not control.served_after_ms:
+        return []
     if control.intent is not None:  # it may have been begun before, and write what is given up
         await_done(store, control.intent.seq, WAIT_S)
     return drop_months(client, indices, month_of(control.served_after_ms), WAIT_S)
