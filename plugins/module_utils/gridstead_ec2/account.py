@@ -17,6 +17,7 @@ MISSING = {
     "NoSuchTagSet",
     "ServerSideEncryptionConfigurationNotFoundError",
     "NoSuchPublicAccessBlockConfiguration",
+    "NoSuchLifecycleConfiguration",
 }
 
 
@@ -100,12 +101,14 @@ class Account:
             return {"foreign": True}
         tags = self.ask("s3", "get_bucket_tagging", Bucket=name) or {}
         encryption = self.ask("s3", "get_bucket_encryption", Bucket=name) or {}
+        rules = (self.ask("s3", "get_bucket_lifecycle_configuration", Bucket=name) or {}).get("Rules", [])
         block = (self.ask("s3", "get_public_access_block", Bucket=name) or {}).get("PublicAccessBlockConfiguration", {})
         return {
             "foreign": False,
             "tags": tags_of(tags, "TagSet"),
             "versioned": client.get_bucket_versioning(Bucket=name).get("Status") == "Enabled",
             "encrypted": bool(encryption),
+            "tidy": any(rule.get("ID") == "gridstead" and rule["Status"] == "Enabled" for rule in rules),
             "private": len(block) == 4 and all(block.values()),
             "objects": len(client.list_object_versions(Bucket=name, MaxKeys=1000).get("Versions", [])),
         }

@@ -185,7 +185,7 @@ class Plan:
             self.problems.append(f"the bucket {name} is there and not this cluster's; set bucket.name to another")
         else:
             same = bool(there) and not self._foreign((there or {})["tags"])
-            same = same and bool(there) and all((there or {})[what] for what in ("versioned", "encrypted", "private"))
+            same = same and bool(there) and all((there or {})[what] for what in ("versioned", "encrypted", "private", "tidy"))
             self._differ("access", "bucket", name, bool(there), same)
         for other in self.found["other_buckets"] or {}:
             self.notes.append(f"the bucket {other} is this cluster's as well, not the file's: ec2-down removes it, unless bucket.keep")
