@@ -485,7 +485,7 @@ def test_kafka_is_upgraded_and_taken_back_while_events_arrive(cluster: Cluster, 
     (before,) = kafka_versions(cluster)
     version = OTHER_KAFKA
     other = str(bundle_with_kafka(version, tmp_path))
-    with cluster.traffic(tmp_path, 500_000):
+    with cluster.traffic(tmp_path, 1_000_000):
         output = cluster.documented("upgrade", 0, **{"/path/to/the/new/bundle": other})
         assert restarted(output) == [("kafka", host) for host in MASTERS]
         assert kafka_versions(cluster) == {f"kafka_2.13-{version}"}
