@@ -82,7 +82,8 @@ def test_all_is_as_safe_as_told(aws: Aws, cluster: Path) -> None:
     rules = s3.get_bucket_encryption(Bucket="life-archive-of-a-test")["ServerSideEncryptionConfiguration"]["Rules"]
     assert rules[0]["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
     (rule,) = s3.get_bucket_lifecycle_configuration(Bucket="life-archive-of-a-test")["Rules"]
-    assert rule["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30} and rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
+    assert rule["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
+    assert rule["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 7}
     assert all(s3.get_public_access_block(Bucket="life-archive-of-a-test")["PublicAccessBlockConfiguration"].values())
     policy = aws.client("iam").get_role_policy(RoleName="gridstead-life-us-east-1", PolicyName="bucket")["PolicyDocument"]
     resources = {resource for statement in policy["Statement"] for resource in statement["Resource"]}
