@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.appliance, pytest.mark.fault]
 
 DAY_MS = 86_400_000
 FIRST_DAY_MS = 1_041_379_200_000  # 2003-01-01
+GIVEN_UP = -120  # the history whose months are given up
 
 
 class History:
@@ -227,6 +228,30 @@ def test_days_that_retention_has_given_up_stay_served_until_they_are_to_be_forgo
     history.assert_served(appliance)
 
 
+def test_months_that_are_given_up_are_served_no_more_whatever_comes_late(appliance: Appliance, tmp_path: Path) -> None:
+    gone, kept, late = (History(tmp_path, case) for case in (GIVEN_UP, 8, GIVEN_UP + 1))
+    for history in (gone, kept):
+        appliance.gridstead("replay", str(history.path), "--wait")
+        history.assert_served(appliance)
+    until = time.gmtime(late.range[1] / 1000 + 31 * 86_400)  # a day of the first month that is kept
+    today = time.gmtime()
+    months = (today.tm_year - until.tm_year) * 12 + today.tm_mon - until.tm_mon
+    file = tmp_path / "gridstead.toml"
+    file.write_text(appliance.config.read_text().replace("[elasticsearch]", f"[elasticsearch]\nretention_months = {months}"))
+    file.chmod(0o600)
+    done = json.loads(appliance.gridstead("--config", str(file), "--json", "merge", "retain"))
+    begin = f"{until.tm_year}-{until.tm_mon:02d}-01"
+    assert done["served_from"] == appliance.json("merge", "status")["served_from"] == begin
+    assert done["deleted"] and appliance.documents(*gone.range) == {}
+    appliance.gridstead("replay", str(late.path), "--wait")
+    assert appliance.documents(late.range[0], late.range[1]) == {}
+    first, last = gone.days
+    command = [str(appliance.root / "opt/gridstead/bin/gridstead"), "batch", "run", "--from", first, "--to", last]
+    refused = subprocess.run(command, env=appliance.environment, capture_output=True, text=True, timeout=300, check=False)
+    assert refused.returncode == 1 and f"nothing is served of days before {begin}" in refused.stderr, refused.stderr
+    kept.assert_served(appliance)
+
+
 def test_a_rebuild_has_no_gap_for_readers(appliance: Appliance, tmp_path: Path) -> None:
     """While all days are made anew and events still come, a reader always finds what was served before."""
     history, later = History(tmp_path, 6), History(tmp_path, 7)
@@ -259,6 +284,7 @@ def test_a_rebuild_has_no_gap_for_readers(appliance: Appliance, tmp_path: Path) 
     assert appliance.json("merge", "status")["generation"] == generation + 1
     history.assert_served(appliance)
     later.assert_served(appliance)
+    assert appliance.documents(*History(tmp_path, GIVEN_UP).range) == {}, "nor does a rebuild bring back what was given up"
 
 
 def stream_runs(appliance: Appliance) -> bool:
@@ -271,29 +297,3 @@ def stream_runs(appliance: Appliance) -> bool:
 def dead(appliance: Appliance) -> bool:
     running = appliance.json("batch", "status")["running"]
     return running is None or running["seen_s_ago"] > 61
-
-
-def test_months_that_are_given_up_are_served_no_more_whatever_comes_late(appliance: Appliance, tmp_path: Path) -> None:
-    gone, kept, late = (History(tmp_path, case) for case in (-120, 8, -119))
-    for history in (gone, kept):
-        appliance.gridstead("replay", str(history.path), "--wait")
-        history.assert_served(appliance)
-    until = time.gmtime(late.range[1] / 1000 + 31 * 86_400)  # a day of the first month that is kept
-    today = time.gmtime()
-    months = (today.tm_year - until.tm_year) * 12 + today.tm_mon - until.tm_mon
-    file = tmp_path / "gridstead.toml"
-    file.write_text(appliance.config.read_text().replace("[elasticsearch]", f"[elasticsearch]\nretention_months = {months}"))
-    file.chmod(0o600)
-    done = json.loads(appliance.gridstead("--config", str(file), "--json", "merge", "retain"))
-    begin = f"{until.tm_year}-{until.tm_mon:02d}-01"
-    assert done["served_from"] == appliance.json("merge", "status")["served_from"] == begin
-    assert done["deleted"] and appliance.documents(*gone.range) == {}
-    appliance.gridstead("replay", str(late.path), "--wait")
-    assert appliance.documents(late.range[0], late.range[1]) == {}
-    first, last = gone.days
-    command = [str(appliance.root / "opt/gridstead/bin/gridstead"), "batch", "run", "--from", first, "--to", last]
-    refused = subprocess.run(command, env=appliance.environment, capture_output=True, text=True, timeout=300, check=False)
-    assert refused.returncode == 1 and f"nothing is served of days before {begin}" in refused.stderr, refused.stderr
-    appliance.json("rebuild", timeout=900)
-    assert appliance.documents(*gone.range) == appliance.documents(*late.range) == {}
-    kept.assert_served(appliance)
