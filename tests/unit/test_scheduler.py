@@ -76,7 +76,7 @@ def test_a_stop_ends_the_task_under_way() -> None:
 )
 def test_what_is_configured_is_scheduled(tmp_path: Path, section: str, scheduled: list[str]) -> None:
     file = write_appliance(tmp_path)
-    name, _, line = section.partition("\n")
+    name = section.partition("\n")[0]
     text = file.read_text()
     file.write_text(text.replace(name, section) if name and name in text else f"{text}\n{section}\n")
     found = tasks(load(file), 1000.0)

@@ -57,6 +57,7 @@ class History:
         self.kill = 0.03
         self.nested = False
         self.runs = 0
+        self.deleted_to_ms = 0  # nothing that ends by then is stored
         self.clean_from = 0  # before this position nothing wrong is served any more
 
     def disturb(self, call: str) -> None:
@@ -65,7 +66,7 @@ class History:
         if not self.nested and self.draw.random() < 0.15:
             self.nested = True
             try:
-                streams = self.acting == "batch" and self.draw.random() >= 0.3  # else another batch takes its place
+                streams = self.acting == "batch" and (self.retention or self.draw.random() >= 0.3)  # else another takes its place
                 keeps = self.retention and self.draw.random() < 0.2
                 self.attempt(self.retain if keeps else self.stream if streams else self.batch)
             finally:
@@ -137,15 +138,19 @@ class History:
             self.clean_from = max(self.clean_from, cut)
 
     def retain(self) -> None:
-        """A day more is given up, as gridstead.serving.retention does it, or what is left of those given up."""
+        """A day more is given up, as gridstead.serving.retention does it, or what is left of those given up.
+
+        Batches live while they act: what one that was thought dead still writes, only the next retention deletes.
+        """
         if self.store.control is None:
             return
         day = min(self.served_from() + self.draw.randint(0, 1), DAYS - 1)
-        control = give_up(self.store, day * DAY_MS, self.runs * 1000, dead_after_ms=0)
+        control = give_up(self.store, day * DAY_MS, self.runs * 1000, dead_after_ms=1 if self.nested and self.kill else 0)
         if control.intent is not None:
             await_done(self.store, control.intent.seq, 0.0)
         for place in [place for place in self.store.documents if place.bin_end_ms <= control.served_after_ms]:
             del self.store.documents[place]
+        self.deleted_to_ms = control.served_after_ms
 
     def served_from(self) -> int:
         return self.store.control[0].served_after_ms // DAY_MS if self.store.control is not None else 0
@@ -198,9 +203,10 @@ def test_what_was_given_up_does_not_come_back_and_all_else_is_exact(seed: int) -
         pass
     history.quiet()
     history.kill, history.nested = 0.0, True
+    assert not [place for place in history.store.documents if place.bin_end_ms <= history.deleted_to_ms]
     while history.served_from() < 2:
         history.attempt(history.retain)
-    history.attempt(history.retain)  # a batch that was thought dead may have written something
+    history.attempt(history.retain)  # does what a killed one has left
     history.grow()
     history.quiet()
     assert history.served() == history.kept()

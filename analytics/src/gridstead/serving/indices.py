@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from elasticsearch import Elasticsearch
@@ -209,11 +209,7 @@ def _delete(client: Elasticsearch, indices: Indices, which: Callable[[str], bool
     gone = [index for index in existing(client, indices, deadline_s) if which(index)]
     for at in range(0, len(gone), DELETED_AT_ONCE):
         part = gone[at : at + DELETED_AT_ONCE]
-        patient(
-            lambda part=part: client.indices.delete(index=part, ignore_unavailable=True),  # type: ignore[misc]
-            "delete old indices",
-            deadline_s,
-        )
+        patient(partial(client.indices.delete, index=part, ignore_unavailable=True), "delete old indices", deadline_s)
     return gone
 
 
